@@ -1,0 +1,6 @@
+"""`python -m hubtool`."""
+
+from hubtool.cli import main
+
+if __name__ == "__main__":
+    main()

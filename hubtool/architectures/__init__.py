@@ -1,0 +1,32 @@
+"""What hubtool knows of each architecture: which published tensors make which MLX parameter."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hubtool.architectures import deepseek_v4
+from hubtool.architectures.model import Component, Dropped, Encoding, Model, Parameter, Part
+from hubtool.errors import SourceError
+from hubtool.tensors import TensorSpec
+
+__all__ = ["Component", "Dropped", "Encoding", "Model", "Parameter", "Part", "read_model"]
+
+_READERS = {"deepseek_v4": deepseek_v4.read_model}
+
+
+def read_model(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Model:
+    """The MLX model that a checkpoint makes, from its config.json and its tensors' names, dtypes and shapes.
+
+    Raises:
+        SourceError: The architecture is not one that hubtool knows, or the checkpoint contradicts itself.
+    """
+    model_type = config.get("model_type")
+    reader = _READERS.get(model_type) if isinstance(model_type, str) else None
+    if reader is None:
+        raise SourceError(
+            "another architecture than hubtool converts",
+            where="config.json: model_type",
+            found=model_type or "none",
+            expected=" or ".join(_READERS),
+            remedy="take a DeepSeek-V4 checkpoint",
+        )
+    return reader(config, tensors)

@@ -1,0 +1,417 @@
+"""DeepSeek-V4: published tensors -> MLX parameters, checked against config.json.
+
+The names come from `PUBLISHED_NAMES` of the runtime file, read as data: this module does not import MLX.
+"""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hubtool.architectures.model import Component, Dropped, Encoding, Model, Parameter, Part
+from hubtool.errors import SourceError
+from hubtool.tensors import TensorSpec
+
+RUNTIME_FILE = Path(__file__).parent.parent / "runtime" / "deepseek_v4.py"
+
+FP4_BLOCK = (1, 32)
+"""Rows and columns of one E2M1 scale: DeepSeek-V4's packed experts carry one E8M0 byte a row and 32 columns."""
+
+CSA_RATIO = 4
+"""The compress_ratio whose layers have an indexer and overlapping windows (compressed sparse attention)."""
+
+_DROPPED_PREFIX = re.compile(r"(mtp\.\d+)\.")
+_DROPPED_REASON = "multi-token prediction is not part of the MLX model"
+_AGAIN = "fetch config.json and the shards of one revision"
+
+
+class FP8Config(msgspec.Struct, frozen=True):
+    """The part of `quantization_config` that decoding needs."""
+
+    weight_block_size: tuple[int, int]
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The fields of config.json that decide the tensors' shapes, under DeepSeek's own names."""
+
+    num_hidden_layers: int
+    num_hash_layers: int
+    hidden_size: int
+    vocab_size: int
+    head_dim: int
+    num_attention_heads: int
+    q_lora_rank: int
+    o_lora_rank: int
+    o_groups: int
+    index_n_heads: int
+    index_head_dim: int
+    n_routed_experts: int
+    n_shared_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    hc_mult: int
+    compress_ratios: list[int]
+    quantization_config: FP8Config | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A parameter that config.json calls for, before the source's tensors are looked up."""
+
+    module: str
+    name: str
+    shape: tuple[int, ...]
+    component: Component
+    layer: int | None = None
+    quantizable: bool = False
+
+    @property
+    def path(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the source has for one MLX path: published names by expert index (None outside the experts)."""
+
+    weights: dict[int | None, str] = field(default_factory=dict)
+    scales: dict[int | None, str] = field(default_factory=dict)
+
+
+def read_model(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Model:
+    """The MLX model of a DeepSeek-V4 checkpoint, from config.json and the tensors' names, dtypes and shapes.
+
+    Raises:
+        SourceError: config.json lacks a field or contradicts the tensors; a weight, scale or expert is missing or of
+            another shape or dtype; a tensor is left over that is not a multi-token prediction stage's.
+    """
+    fields = _read_config(config)
+    found, unmapped = _map_names(tensors)
+    parameters = []
+    for slot in _slots(fields):
+        parameters.append(_parameter(slot, found.pop(slot.path, None), tensors, fields))
+    for path, left in found.items():
+        name = next(iter([*left.weights.values(), *left.scales.values()]))
+        raise SourceError(
+            "tensor that config.json has no place for", where=name, found=f"would be {path}", remedy=_AGAIN
+        )
+    architectures = config.get("architectures") or ["DeepseekV4ForCausalLM"]
+    return Model(
+        architecture=str(architectures[0]),
+        model_type=str(config["model_type"]),
+        num_layers=fields.num_hidden_layers,
+        config=config,
+        parameters=tuple(parameters),
+        dropped=_dropped(unmapped, tensors),
+    )
+
+
+def _read_config(config: Mapping[str, Any]) -> Config:
+    try:
+        fields = msgspec.convert(dict(config), Config)
+    except msgspec.ValidationError as error:
+        raise SourceError("cannot be used", where="config.json", found=str(error), remedy=_AGAIN) from error
+    if len(fields.compress_ratios) < fields.num_hidden_layers:
+        raise SourceError(
+            "too few entries",
+            where="config.json: compress_ratios",
+            found=len(fields.compress_ratios),
+            expected=f"one for each of {fields.num_hidden_layers} layers",
+            remedy=_AGAIN,
+        )
+    return fields
+
+
+@cache
+def published_names() -> tuple[tuple[re.Pattern[str], str], ...]:
+    """(pattern of the published name, replacement that is the MLX name), in order; the first match wins."""
+    tree = ast.parse(RUNTIME_FILE.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "PUBLISHED_NAMES":
+            return tuple((re.compile(pattern), name) for pattern, name in ast.literal_eval(node.value))
+    raise AssertionError("the runtime file holds PUBLISHED_NAMES")
+
+
+_INDEX = re.compile(r"\.(\d+)(?=\.)")
+_STAND_INS = ("90001", "90002")
+"""Indices that stand for a name's first and second index while its wording is looked up."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wording:
+    """What all published names of one wording have in common, `layers.N.ffn.experts.N.w1.weight` say.
+
+    Attributes:
+        path: MLX path with `{0}` and `{1}` for the first and second index.
+        expert: Which index is the expert's, None outside the experts.
+        is_scale: Whether it is the scale of the weight at `path`.
+    """
+
+    path: str
+    expert: int | None
+    is_scale: bool
+
+
+def _map_names(tensors: Mapping[str, TensorSpec]) -> tuple[dict[str, _Found], list[str]]:
+    """Published names by MLX path, and the names that have none.
+
+    Which pattern fits depends on a name's words alone, so patterns are tried once for each wording.
+    """
+    wordings: dict[tuple[str, ...], _Wording | None] = {}
+    found: dict[str, _Found] = defaultdict(_Found)
+    unmapped = []
+    for name in tensors:
+        pieces = _INDEX.split(name)
+        words, indices = tuple(pieces[::2]), pieces[1::2]
+        if words not in wordings:
+            wordings[words] = _read_wording(words)
+        wording = wordings[words]
+        if wording is None:
+            unmapped.append(name)
+            continue
+        entry = found[wording.path.format(*indices)]
+        expert = None if wording.expert is None else int(indices[wording.expert])
+        (entry.scales if wording.is_scale else entry.weights)[expert] = name
+    return found, unmapped
+
+
+def _read_wording(words: tuple[str, ...]) -> _Wording | None:
+    indices = _STAND_INS[: len(words) - 1]
+    if len(indices) < len(words) - 1:
+        return None
+    name = words[0] + "".join(f".{index}{word}" for index, word in zip(indices, words[1:], strict=True))
+    for pattern, replacement in published_names():
+        if match := pattern.fullmatch(name):
+            groups = match.groupdict()
+            path = match.expand(replacement)
+            is_scale = groups.get("param") == "scale"
+            if is_scale:
+                path = path.removesuffix("scale") + "weight"
+            for position, index in enumerate(indices):
+                path = path.replace(index, f"{{{position}}}")
+            expert = groups.get("expert")
+            return _Wording(path, None if expert is None else indices.index(expert), is_scale)
+    return None
+
+
+def _slots(c: Config) -> Iterator[_Slot]:
+    """Every parameter in the order of the files: embedding, layers, hc_head, norm, lm_head."""
+    vocabulary = (c.vocab_size, c.hidden_size)
+    yield _Slot("model.embed_tokens", "weight", vocabulary, Component.EMBEDDINGS_HEAD, quantizable=True)
+    for layer, ratio in enumerate(c.compress_ratios[: c.num_hidden_layers]):
+        prefix = f"model.layers.{layer}"
+        yield from _attention_slots(c, f"{prefix}.attn", layer, ratio)
+        yield from _ffn_slots(c, f"{prefix}.ffn", layer)
+        for name in ("attn_hc", "ffn_hc"):
+            yield from _hc_slots(c, f"{prefix}.{name}", (2 + c.hc_mult) * c.hc_mult, 3, layer)
+        for name in ("attn_norm", "ffn_norm"):
+            yield _Slot(f"{prefix}.{name}", "weight", (c.hidden_size,), Component.REST, layer)
+    yield from _hc_slots(c, "model.hc_head", c.hc_mult, 1, None)
+    yield _Slot("model.norm", "weight", (c.hidden_size,), Component.REST)
+    yield _Slot("lm_head", "weight", vocabulary, Component.EMBEDDINGS_HEAD, quantizable=True)
+
+
+def _attention_slots(c: Config, prefix: str, layer: int, ratio: int) -> Iterator[_Slot]:
+    heads = c.num_attention_heads * c.head_dim
+    part = Component.ATTENTION
+    yield _Slot(f"{prefix}.wq_a", "weight", (c.q_lora_rank, c.hidden_size), part, layer, True)
+    yield _Slot(f"{prefix}.q_norm", "weight", (c.q_lora_rank,), part, layer)
+    yield _Slot(f"{prefix}.wq_b", "weight", (heads, c.q_lora_rank), part, layer, True)
+    yield _Slot(f"{prefix}.wkv", "weight", (c.head_dim, c.hidden_size), part, layer, True)
+    yield _Slot(f"{prefix}.kv_norm", "weight", (c.head_dim,), part, layer)
+    yield _Slot(f"{prefix}.wo_a", "weight", (c.o_groups * c.o_lora_rank, heads // c.o_groups), part, layer, True)
+    yield _Slot(f"{prefix}.wo_b", "weight", (c.hidden_size, c.o_groups * c.o_lora_rank), part, layer, True)
+    yield _Slot(prefix, "attn_sink", (c.num_attention_heads,), part, layer)
+    if ratio:
+        yield from _compressor_slots(c, f"{prefix}.compressor", c.head_dim, layer, ratio)
+    if ratio == CSA_RATIO:
+        indexer, part = f"{prefix}.indexer", Component.COMPRESSOR_INDEXER
+        index_heads = c.index_n_heads * c.index_head_dim
+        yield _Slot(f"{indexer}.wq_b", "weight", (index_heads, c.q_lora_rank), part, layer, True)
+        yield _Slot(f"{indexer}.weights_proj", "weight", (c.index_n_heads, c.hidden_size), part, layer, True)
+        yield from _compressor_slots(c, f"{indexer}.compressor", c.index_head_dim, layer, ratio)
+
+
+def _compressor_slots(c: Config, prefix: str, head_dim: int, layer: int, ratio: int) -> Iterator[_Slot]:
+    part = Component.COMPRESSOR_INDEXER
+    width = head_dim * (2 if ratio == CSA_RATIO else 1)
+    yield _Slot(f"{prefix}.wkv", "weight", (width, c.hidden_size), part, layer, True)
+    yield _Slot(f"{prefix}.wgate", "weight", (width, c.hidden_size), part, layer, True)
+    yield _Slot(prefix, "ape", (ratio, width), part, layer)
+    yield _Slot(f"{prefix}.norm", "weight", (head_dim,), part, layer)
+
+
+def _ffn_slots(c: Config, prefix: str, layer: int) -> Iterator[_Slot]:
+    yield _Slot(f"{prefix}.gate", "weight", (c.n_routed_experts, c.hidden_size), Component.REST, layer)
+    if layer < c.num_hash_layers:
+        yield _Slot(f"{prefix}.gate", "tid2eid", (c.vocab_size, c.num_experts_per_tok), Component.REST, layer)
+    else:
+        yield _Slot(f"{prefix}.gate", "e_score_correction_bias", (c.n_routed_experts,), Component.REST, layer)
+    experts, width = (c.n_routed_experts,), c.moe_intermediate_size
+    projections = (
+        ("gate_proj", (width, c.hidden_size)),
+        ("up_proj", (width, c.hidden_size)),
+        ("down_proj", (c.hidden_size, width)),
+    )
+    for name, shape in projections:
+        module = f"{prefix}.switch_mlp.{name}"
+        yield _Slot(module, "weight", experts + shape, Component.ROUTED_EXPERTS, layer, True)
+    for name, (rows, columns) in projections:
+        wide = (rows * c.n_shared_experts, columns) if name != "down_proj" else (rows, columns * c.n_shared_experts)
+        yield _Slot(f"{prefix}.shared_experts.{name}", "weight", wide, Component.SHARED_EXPERTS, layer, True)
+
+
+def _hc_slots(c: Config, module: str, mixes: int, scales: int, layer: int | None) -> Iterator[_Slot]:
+    yield _Slot(module, "fn", (mixes, c.hc_mult * c.hidden_size), Component.REST, layer)
+    yield _Slot(module, "base", (mixes,), Component.REST, layer)
+    yield _Slot(module, "scale", (scales,), Component.REST, layer)
+
+
+def _parameter(slot: _Slot, found: _Found | None, tensors: Mapping[str, TensorSpec], c: Config) -> Parameter:
+    found = found or _Found()
+    stacked = slot.component is Component.ROUTED_EXPERTS
+    keys: list[int | None] = [*range(slot.shape[0])] if stacked else [None]
+    extra = next((name for key, name in found.weights.items() if key not in set(keys)), None)
+    if extra:
+        raise SourceError(
+            "expert beyond n_routed_experts", where=extra, expected=f"{slot.shape[0]} experts", remedy=_AGAIN
+        )
+    parts: list[Part] = []
+    checked: dict[tuple[object, ...], _Stored] = {}
+    for key in keys:
+        if key not in found.weights:
+            _raise_missing(slot, key)
+        part = Part(found.weights[key], found.scales.pop(key, None))
+        spec, scale = tensors[part.weight], tensors[part.scale] if part.scale else None
+        alike = (spec.dtype, spec.shape, scale and (scale.dtype, scale.shape))
+        if alike not in checked:
+            checked[alike] = _check_part(part, slot.shape[1:] if stacked else slot.shape, tensors, c)
+        parts.append(part)
+    encodings = set(checked.values())
+    for name in found.scales.values():
+        raise SourceError("scale without its weight", where=name, remedy=_AGAIN)
+    if len(encodings) > 1:
+        raise SourceError(
+            "experts of one projection are stored in different ways",
+            where=slot.path,
+            found=", ".join(sorted(f"{encoding} {dtype}" for encoding, dtype, _ in encodings)),
+            expected="one way",
+            remedy=_AGAIN,
+        )
+    encoding, dtype, block = encodings.pop()
+    return Parameter(
+        module=slot.module,
+        name=slot.name,
+        shape=slot.shape,
+        dtype=dtype,
+        encoding=encoding,
+        block=block,
+        parts=tuple(parts),
+        component=slot.component,
+        layer=slot.layer,
+        quantizable=slot.quantizable,
+    )
+
+
+_Stored = tuple[Encoding, str, tuple[int, int]]
+"""Encoding, decoded dtype, and rows and columns of a scale block."""
+
+
+def _raise_missing(slot: _Slot, expert: int | None) -> None:
+    raise SourceError(
+        "missing tensor" if expert is None else f"missing expert {expert}",
+        where=slot.path,
+        found="no tensor in the source makes it",
+        expected=f"{list(slot.shape)}, as config.json has it",
+        remedy=_AGAIN,
+    )
+
+
+def _check_part(part: Part, shape: tuple[int, ...], tensors: Mapping[str, TensorSpec], c: Config) -> _Stored:
+    """The encoding, decoded dtype and scale block of one published tensor whose logical shape must be `shape`."""
+    spec = tensors[part.weight]
+    encoding: Encoding
+    if spec.dtype == "I8":
+        encoding, dtype, block = "fp4", "BF16", FP4_BLOCK
+        logical = (*spec.shape[:-1], spec.shape[-1] * 2)
+    elif spec.dtype == "F8_E4M3":
+        if c.quantization_config is None:
+            raise SourceError(
+                "FP8 weights without weight_block_size", where="config.json: quantization_config", remedy=_AGAIN
+            )
+        encoding, dtype, block = "fp8", "BF16", c.quantization_config.weight_block_size
+        logical = spec.shape
+    elif spec.dtype in ("BF16", "F32", "I64", "I32"):
+        encoding, dtype, block = "plain", spec.dtype, (1, 1)
+        logical = spec.shape
+    else:
+        raise SourceError(
+            "dtype that DeepSeek-V4 does not use", where=part.weight, found=spec.dtype, remedy="update hubtool"
+        )
+    if logical != shape:
+        raise SourceError(
+            "shape contradicts config.json",
+            where=part.weight,
+            found=list(logical),
+            expected=list(shape),
+            remedy=_AGAIN,
+        )
+    _check_scale(part, shape, encoding, block, tensors)
+    return encoding, dtype, block
+
+
+def _check_scale(
+    part: Part,
+    shape: tuple[int, ...],
+    encoding: Encoding,
+    block: tuple[int, int],
+    tensors: Mapping[str, TensorSpec],
+) -> None:
+    if encoding == "plain":
+        if part.scale is not None:
+            raise SourceError(
+                "scale beside a weight that is not encoded",
+                where=part.scale,
+                found=f"{part.weight} is {tensors[part.weight].dtype}",
+                remedy=_AGAIN,
+            )
+        return
+    if part.scale is None:
+        raise SourceError(
+            "weight without its scale",
+            where=part.weight,
+            found=f"{tensors[part.weight].dtype} alone",
+            expected=part.weight.removesuffix("weight") + "scale",
+            remedy=_AGAIN,
+        )
+    spec = tensors[part.scale]
+    expected = (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
+    if spec.shape != expected or spec.dtype != "F8_E8M0":
+        raise SourceError(
+            "scale of the wrong shape or dtype",
+            where=part.scale,
+            found=f"{spec.dtype} {list(spec.shape)}",
+            expected=f"F8_E8M0 {list(expected)}",
+            remedy=_AGAIN,
+        )
+
+
+def _dropped(unmapped: list[str], tensors: Mapping[str, TensorSpec]) -> tuple[Dropped, ...]:
+    groups: dict[str, list[TensorSpec]] = defaultdict(list)
+    for name in unmapped:
+        match = _DROPPED_PREFIX.match(name)
+        if match is None:
+            raise SourceError(
+                "tensor that DeepSeek-V4 does not have", where=name, remedy="update hubtool, or report the checkpoint"
+            )
+        groups[match[1]].append(tensors[name])
+    return tuple(
+        Dropped(f"{prefix}.*", len(specs), sum(spec.nbytes for spec in specs), _DROPPED_REASON)
+        for prefix, specs in sorted(groups.items())
+    )

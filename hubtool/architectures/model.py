@@ -1,0 +1,121 @@
+"""A model as MLX will hold it, described by the published tensors that it is made of. No bits, no I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from math import prod
+from typing import Any, Literal
+
+import msgspec
+
+Encoding = Literal["plain", "fp8", "fp4"]
+"""How a published matrix is stored: as its dtype says, E4M3 with block scales, or packed E2M1 with row scales."""
+
+
+class Component(StrEnum):
+    """The parts of a model that recipes treat differently and readers ask about."""
+
+    ROUTED_EXPERTS = "routed experts"
+    SHARED_EXPERTS = "shared experts"
+    ATTENTION = "attention"
+    COMPRESSOR_INDEXER = "compressor / indexer"
+    EMBEDDINGS_HEAD = "embeddings / head"
+    REST = "the rest"
+
+
+class Part(msgspec.Struct, frozen=True, gc=False):
+    """One published tensor, with the name of its scale where it is encoded."""
+
+    weight: str
+    scale: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of the MLX model before a recipe decides how it is stored.
+
+    Attributes:
+        module: Path of the MLX module, `model.layers.3.attn.wq_a`.
+        name: Name within the module, `weight`.
+        shape: Logical shape: unpacked, and with the experts stacked along the first axis.
+        dtype: safetensors dtype of the decoded values: BF16 for an encoded weight (exact), else the published one.
+        encoding: How the parts are stored.
+        block: Rows and columns that share one scale, (1, 1) for plain parts.
+        parts: The published tensors, one an expert for stacked ones, else a single one.
+        component: The part of the model it belongs to.
+        layer: Decoder layer index, None outside the layers.
+        quantizable: Whether MLX can hold it quantized (weights of linears, switch linears and embeddings).
+    """
+
+    module: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    encoding: Encoding
+    block: tuple[int, int]
+    parts: tuple[Part, ...]
+    component: Component
+    layer: int | None
+    quantizable: bool
+
+    @property
+    def path(self) -> str:
+        """`module.name`, the tensor's name in the MLX file."""
+        return f"{self.module}.{self.name}"
+
+    @property
+    def subject(self) -> str:
+        """What recipes match: the module's path for its weight, else the parameter's own path."""
+        return self.module if self.name == "weight" else self.path
+
+    @property
+    def size(self) -> int:
+        """Logical parameters."""
+        return prod(self.shape)
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """Logical shape of one part."""
+        return self.shape[1:] if len(self.parts) > 1 or self.stacked else self.shape
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the parts are stacked along a first axis of their own."""
+        return self.component is Component.ROUTED_EXPERTS
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Tensors of the source that are not converted, and why."""
+
+    names: str
+    tensors: int
+    nbytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """Every parameter in the order in which the shards are filled.
+
+    Attributes:
+        architecture: config.json's `architectures[0]`.
+        model_type: config.json's `model_type`.
+        num_layers: Decoder layers.
+        config: config.json as published.
+        parameters: In file order.
+        dropped: What of the source has no place in it.
+    """
+
+    architecture: str
+    model_type: str
+    num_layers: int
+    config: Mapping[str, Any]
+    parameters: tuple[Parameter, ...]
+    dropped: tuple[Dropped, ...]
+
+    @cached_property
+    def size(self) -> int:
+        """Logical parameters."""
+        return sum(parameter.size for parameter in self.parameters)

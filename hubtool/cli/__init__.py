@@ -1,0 +1,57 @@
+"""The command line: one file a command; here they are put together, and errors become exit codes."""
+
+import signal
+import sys
+from types import FrameType
+
+import click
+
+import hubtool
+from hubtool.cli import card, convert, inspect, plan, publish, recipes, rehearse, sample, upload, verify
+from hubtool.cli.console import Console
+from hubtool.errors import HubtoolError, InterruptedByUser
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(hubtool.__version__, prog_name="hubtool")
+def cli() -> None:
+    """Publish quantized models on the Hugging Face Hub: planned, converted, measured, verified."""
+
+
+for module in (publish, plan, convert, inspect, card, upload, verify, recipes, sample, rehearse):
+    cli.add_command(module.command)
+
+
+def main() -> None:
+    """Run the command line: 0 done, 1 failed or problems found, 2 usage, 75 memory guard, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of a command line; errors for people are printed, any other exception is raised."""
+    context_console = Console()
+    try:
+        with cli.make_context("hubtool", list(arguments)) as context:
+            context.obj = context_console
+            try:
+                result = cli.invoke(context)
+            finally:
+                if isinstance(context.obj, Console):
+                    context_console = context.obj
+            return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as exit_request:
+        return exit_request.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except HubtoolError as error:
+        context_console.error(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        context_console.error("interrupted; what is done is kept: run the same command again and it goes on")
+        return InterruptedByUser.exit_code
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

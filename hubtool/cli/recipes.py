@@ -1,0 +1,49 @@
+"""`hubtool recipes`."""
+
+import click
+
+from hubtool.cli.console import Console, table
+from hubtool.cli.options import with_console
+
+
+@click.command("recipes")
+@click.argument("name", required=False)
+@with_console
+def command(console: Console, name: str | None) -> None:
+    """List the recipes, or explain one (a name, or a file that ends in .toml)."""
+    from hubtool.recipe import load_recipe, recipe_names
+
+    if name is None:
+        recipes = [load_recipe(each) for each in recipe_names()]
+        document = [{"name": recipe.name, "summary": recipe.summary, "sha256": recipe.sha256} for recipe in recipes]
+        console.answer(document, lambda: table(["recipe", ""], [[r.name, r.summary] for r in recipes]))
+        return
+    recipe = load_recipe(name)
+    rows = [
+        [str(rule.number), ", ".join(rule.patterns), rule.layers or "all", str(rule.format), rule.note]
+        for rule in recipe.rules
+    ]
+    explained = {
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "description": recipe.description,
+        "sha256": recipe.sha256,
+        "rules": [
+            {
+                "match": list(rule.patterns),
+                "layers": rule.layers,
+                "mode": rule.format.mode,
+                "bits": rule.format.bits or None,
+                "group_size": rule.format.group_size or None,
+                "optional": rule.optional,
+                "note": rule.note,
+            }
+            for rule in recipe.rules
+        ],
+    }
+    text = f"{recipe.name}: {recipe.summary}\n{recipe.description.rstrip()}\n\n" + table(
+        ["rule", "modules", "layers", "stored as", "for"], rows
+    )
+    console.answer(
+        explained, lambda: text + "\n\nThe first rule that matches wins; what none matches stays as published."
+    )

@@ -1,0 +1,28 @@
+"""`hubtool rehearse`."""
+
+from pathlib import Path
+
+import click
+
+from hubtool.cli.console import Console
+from hubtool.cli.options import FOLDER, with_console
+
+
+@click.command("rehearse")
+@click.option("--port", type=click.IntRange(0, 65535), default=8700, show_default=True, help="0 takes a free one.")
+@click.option("--data", type=FOLDER, default=Path("rehearsal"), show_default=True, help="Where the repos are kept.")
+@with_console
+def command(console: Console, port: int, data: Path) -> None:
+    """Serve the Hub's protocol on 127.0.0.1, to rehearse a release."""
+    from hubtool.rehearsal import RehearsalHub
+
+    with RehearsalHub(data, port) as hub:
+        document = {"endpoint": hub.endpoint, "data": str(data)}
+        console.answer(
+            document,
+            lambda: (
+                f"{hub.endpoint}\nuse it with HF_ENDPOINT={hub.endpoint} HF_HUB_DISABLE_XET=1 "
+                f'HF_TOKEN="$(cat {data}/token)"; Ctrl-C stops it'
+            ),
+        )
+        hub.wait()

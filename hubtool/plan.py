@@ -1,0 +1,377 @@
+"""The plan: every tensor of the output with its dtype, shape, file and byte offset, before one weight is read.
+
+Pure: it sees names, dtypes, shapes and a recipe; no weights, no MLX, no files.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, Literal
+
+from hubtool import units
+from hubtool.architectures import Component, Model, Parameter
+from hubtool.errors import RecipeError
+from hubtool.recipe import FIXED_FORMATS, Format, Recipe, Rule, lossless_format
+from hubtool.tensors import TensorSpec, encode_header
+
+SHARD_NBYTES = 5 * units.GIB
+"""Most bytes of tensors in a shard (`MAX_FILE_SIZE_GB = 5` of mlx_lm/utils.py, which counts in GiB)."""
+
+HEADER_METADATA = {"format": "mlx"}
+
+PIECE_SIZE = 8 * 1024 * 1024
+"""Most weights in a piece: one expert projection of V4-Flash (2048 x 4096)."""
+
+MACHINE_SIZES = (16, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
+"""Unified memory of Macs, in the vendor's GB (which are GiB)."""
+
+USABLE_SHARE = 0.72
+"""Share of unified memory that weights may take: Metal recommends a working set of at most three quarters of it, and
+the caches and activations of a short chat need some of that."""
+
+BASE_NBYTES = 100 * units.MB
+PIECE_NBYTES_PER_WEIGHT = 14.0
+
+How = Literal["copy", "cast", "repack", "quantize"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor of the output; `shard` counts from 0, `offset` is in bytes from the beginning of that file."""
+
+    spec: TensorSpec
+    shard: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The smallest unit of conversion: rows of one part of a step.
+
+    Attributes:
+        step: Index of the step in the plan.
+        part: Index of the part in the step's parameter.
+        start: First row of the part.
+        stop: Row after the last.
+    """
+
+    step: int
+    part: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How one parameter becomes one to three tensors of the output.
+
+    Attributes:
+        parameter: What it is and which published tensors it comes from.
+        format: How it is stored.
+        how: `copy` (the published bytes), `cast` (decoded or converted to another float dtype), `repack` (FP4 to
+            mxfp4, FP8 to mxfp8, without loss) or `quantize` (decoded to BF16, then `mx.quantize`).
+        outputs: weight, and where quantized scales, and where affine biases.
+    """
+
+    parameter: Parameter
+    format: Format
+    how: How
+    outputs: tuple[OutputTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all outputs."""
+        return sum(output.spec.nbytes for output in self.outputs)
+
+    @property
+    def rows(self) -> int:
+        """Rows of one part: its first axis."""
+        return self.parameter.part_shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Logical elements of one row of a part."""
+        return prod(self.parameter.part_shape[1:])
+
+    @property
+    def piece_rows(self) -> int:
+        """Rows of a piece at most: whole scale blocks, at most `PIECE_SIZE` weights where one block allows it."""
+        block = self.parameter.block[0]
+        return max(block, PIECE_SIZE // self.columns // block * block)
+
+    def row_nbytes(self, output: OutputTensor) -> int:
+        """Bytes that one row of a part takes in `output`."""
+        return output.spec.nbytes // (self.rows * len(self.parameter.parts))
+
+    def output_range(self, output: OutputTensor, piece: Piece) -> tuple[int, int]:
+        """Where a piece is written: offset in bytes from the beginning of the file, and bytes."""
+        row_nbytes = self.row_nbytes(output)
+        first = piece.part * self.rows + piece.start
+        return output.offset + first * row_nbytes, (piece.stop - piece.start) * row_nbytes
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the output.
+
+    Attributes:
+        file: Its name.
+        header: Its first bytes: the length and the JSON header.
+        tensors: In the order of their bytes.
+    """
+
+    file: str
+    header: bytes
+    tensors: tuple[OutputTensor, ...]
+
+    @property
+    def data_nbytes(self) -> int:
+        """Bytes of tensors."""
+        return sum(tensor.spec.nbytes for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return len(self.header) + self.data_nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one component comes to."""
+
+    component: Component
+    parameters: int
+    nbytes: int
+    formats: tuple[str, ...]
+
+    @property
+    def bits(self) -> float:
+        """Effective bits of the component."""
+        return units.effective_bits(self.nbytes, self.parameters)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model, a recipe, and every byte that follows from them."""
+
+    model: Model
+    recipe: Recipe
+    steps: tuple[Step, ...]
+    shards: tuple[Shard, ...]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of tensors, headers not counted: the index's total_size."""
+        return sum(shard.data_nbytes for shard in self.shards)
+
+    @property
+    def parameters(self) -> int:
+        """Logical parameters."""
+        return self.model.size
+
+    @property
+    def effective_bits(self) -> float:
+        """Bits stored per logical parameter, unrounded."""
+        return units.effective_bits(self.nbytes, self.parameters)
+
+    @property
+    def tensors(self) -> int:
+        """Tensors of the output."""
+        return sum(len(shard.tensors) for shard in self.shards)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Bytes by safetensors dtype, the largest first."""
+        counts: Counter[str] = Counter()
+        for shard in self.shards:
+            for tensor in shard.tensors:
+                counts[tensor.spec.dtype] += tensor.spec.nbytes
+        return dict(counts.most_common())
+
+    @property
+    def disk_nbytes(self) -> int:
+        """Bytes of the output's weight files, headers counted."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    def peak_nbytes(self, jobs: int) -> int:
+        """Most memory of a converting process with `jobs` threads, in bytes: see `PIECE_NBYTES_PER_WEIGHT`."""
+        piece = max(min(step.rows, step.piece_rows) * step.columns for step in self.steps)
+        return BASE_NBYTES + int(jobs * piece * PIECE_NBYTES_PER_WEIGHT)
+
+    def machines(self) -> dict[int, bool]:
+        """For each size of unified memory in GB, whether the weights fit with room to run: see `USABLE_SHARE`."""
+        return {size: self.nbytes <= size * units.GIB * USABLE_SHARE for size in MACHINE_SIZES}
+
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """Parameters and bytes by component, in the components' order; absent ones are left out."""
+        parameters: Counter[Component] = Counter()
+        nbytes: Counter[Component] = Counter()
+        formats: dict[Component, Counter[str]] = defaultdict(Counter)
+        for step in self.steps:
+            component = step.parameter.component
+            parameters[component] += step.parameter.size
+            nbytes[component] += step.nbytes
+            if step.parameter.quantizable:
+                formats[component][spoken_format(step)] += step.parameter.size
+        return tuple(
+            Share(
+                component,
+                parameters[component],
+                nbytes[component],
+                tuple(f for f, _ in formats[component].most_common()),
+            )
+            for component in Component
+            if parameters[component]
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what decides every byte of the output: headers, and how and from what each tensor is made."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(shard.header)
+        for step in self.steps:
+            parameter = step.parameter
+            digest.update(f"{parameter.path} {step.format} {step.how} {parameter.encoding} {parameter.block}".encode())
+            for part in parameter.parts:
+                digest.update(f" {part.weight} {part.scale}".encode())
+        return digest.hexdigest()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Every piece, in file order."""
+        for index, step in enumerate(self.steps):
+            for part in range(len(step.parameter.parts)):
+                for start in range(0, step.rows, step.piece_rows):
+                    yield Piece(index, part, start, min(step.rows, start + step.piece_rows))
+
+    def quantization(self) -> dict[str, Any] | None:
+        """The `quantization` block of config.json, or None if nothing is quantized.
+
+        One entry for every quantized module; at the top, mode and group size of the largest part, and as `bits`,
+        which the Hub's "N-bit" label follows, the width of MLX that is nearest to the effective bits.
+        """
+        sizes: Counter[Format] = Counter()
+        modules: dict[str, Any] = {}
+        for step in self.steps:
+            if step.format.quantized:
+                sizes[step.format] += step.parameter.size
+                modules[step.parameter.module] = _quantization_entry(step.format)
+        if not sizes:
+            return None
+        largest = sizes.most_common(1)[0][0]
+        top = _quantization_entry(largest) | {"bits": self._label_bits(largest)}
+        return {**top, **modules}
+
+    def _label_bits(self, largest: Format) -> int:
+        if largest.mode in FIXED_FORMATS:
+            return largest.bits
+        return min((2, 3, 4, 5, 6, 8), key=lambda bits: (abs(bits - self.effective_bits), bits))
+
+
+def _quantization_entry(form: Format) -> dict[str, Any]:
+    return {"group_size": form.group_size, "bits": form.bits, "mode": form.mode}
+
+
+def spoken_format(step: Step) -> str:
+    """How a step's weight is stored, as people say it: `affine 3-bit, group 128`, `mxfp4`, `bf16`."""
+    if step.format.quantized:
+        return str(step.format)
+    return step.outputs[0].spec.dtype.lower()
+
+
+def make_plan(model: Model, recipe: Recipe) -> Plan:
+    """The plan that stores `model` as `recipe` says.
+
+    Raises:
+        RecipeError: A rule matches nothing and is not optional; a group does not divide a row; a parameter that MLX
+            cannot read as published has no rule.
+    """
+    chosen = [_choose(parameter, model, recipe) for parameter in model.parameters]
+    used = {rule.number for _, rule in chosen if rule}
+    for rule in recipe.rules:
+        if rule.number not in used and not rule.optional:
+            raise RecipeError(
+                "matches no module, or none that an earlier rule has left",
+                where=f"{recipe.file}: {rule}",
+                remedy="mend the pattern, or write `optional = true`",
+            )
+    decided = [
+        (parameter, form, _how(parameter, form), _output_specs(parameter, form))
+        for parameter, (form, _) in zip(model.parameters, chosen, strict=True)
+    ]
+    placed = _place([spec for *_, specs in decided for spec in specs])
+    shards = _make_shards(placed)
+    tensors = iter([tensor for shard in shards for tensor in shard.tensors])
+    steps = tuple(
+        Step(parameter, form, how, tuple(next(tensors) for _ in specs)) for parameter, form, how, specs in decided
+    )
+    return Plan(model, recipe, steps, shards)
+
+
+def _choose(parameter: Parameter, model: Model, recipe: Recipe) -> tuple[Format, Rule | None]:
+    rule = recipe.select(parameter.subject, parameter.layer, model.num_layers, quantizable=parameter.quantizable)
+    if rule is None:
+        if parameter.encoding != "plain":
+            raise RecipeError(
+                f"no rule for a weight in {parameter.encoding.upper()}, which MLX cannot hold as it is",
+                where=f"{recipe.file}: {parameter.subject}",
+                remedy='add a rule for it; mode = "published" decodes it to BF16, mode = "repack" keeps its bytes',
+            )
+        return Format("published"), None
+    form = lossless_format(parameter.encoding) if rule.format.mode == "repack" else rule.format
+    if form.quantized and parameter.shape[-1] % form.group_size:
+        raise RecipeError(
+            "group does not divide a row",
+            where=f"{recipe.file}: {rule}: {parameter.subject}",
+            found=f"rows of {parameter.shape[-1]}",
+            expected=f"a multiple of {form.group_size}",
+            remedy="take a smaller group_size for this module, or leave it as published",
+        )
+    return form, rule
+
+
+def _how(parameter: Parameter, form: Format) -> How:
+    if form.quantized:
+        return "repack" if form == lossless_format(parameter.encoding) else "quantize"
+    return "copy" if parameter.encoding == "plain" and form.cast(parameter.dtype) == parameter.dtype else "cast"
+
+
+def _output_specs(parameter: Parameter, form: Format) -> tuple[TensorSpec, ...]:
+    if not form.quantized:
+        return (TensorSpec(parameter.path, form.cast(parameter.dtype), parameter.shape),)
+    *rows, columns = parameter.shape
+    packed = TensorSpec(parameter.path, "U32", (*rows, columns * form.bits // 32))
+    groups = (*rows, columns // form.group_size)
+    scales = TensorSpec(f"{parameter.module}.scales", form.scales_dtype, groups)
+    if not form.has_biases:
+        return packed, scales
+    return packed, scales, TensorSpec(f"{parameter.module}.biases", form.scales_dtype, groups)
+
+
+def _place(specs: Sequence[TensorSpec]) -> list[list[TensorSpec]]:
+    """Specs by shard, filled greedily in order."""
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in specs:
+        if shards[-1] and filled + spec.nbytes > SHARD_NBYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(spec)
+        filled += spec.nbytes
+    return shards
+
+
+def _make_shards(placed: Sequence[Sequence[TensorSpec]]) -> tuple[Shard, ...]:
+    shards = []
+    for index, specs in enumerate(placed):
+        header = encode_header(specs, HEADER_METADATA)
+        position, tensors = len(header), []
+        for spec in specs:
+            tensors.append(OutputTensor(spec, index, position))
+            position += spec.nbytes
+        shards.append(Shard(f"model-{index + 1:05d}-of-{len(placed):05d}.safetensors", header, tuple(tensors)))
+    return tuple(shards)

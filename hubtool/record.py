@@ -1,0 +1,245 @@
+"""The record (hubtool.json): all that is known of a published folder, as strict types, and how it is read and written.
+
+It travels in the repo. The card is made from it, and `verify` holds the Hub's files against it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from hubtool.errors import RecordError
+
+RECORD_FILE = "hubtool.json"
+SCHEMA = 1
+
+Outcome = Literal["passed", "failed", "refused_preflight", "aborted_by_guard", "not_run"]
+EvidenceKind = Literal["measured", "stated"]
+Knowledge = Literal["observed", "stated"]
+NBytes = Annotated[int, msgspec.Meta(ge=0)]
+SHA256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A frozen value whose JSON may hold nothing unknown."""
+
+
+class FileRecord(_Strict, frozen=True):
+    """A file by name, SHA-256 and size in bytes."""
+
+    name: str
+    sha256: SHA256
+    nbytes: NBytes
+
+
+class DroppedRecord(_Strict, frozen=True):
+    """Tensors of the source that were not converted, and why."""
+
+    names: str
+    tensors: int
+    nbytes: NBytes
+    reason: str
+
+
+class SourceRecord(_Strict, frozen=True):
+    """The checkpoint that was converted.
+
+    Attributes:
+        repo: `org/name` on the Hub, if known.
+        repo_known: Whether that was observed in what the Hub's client left, or stated by the publisher.
+        commit: 40 hexadecimal digits, if known.
+        commit_known: As `repo_known`.
+        architecture: config.json's `architectures[0]`.
+        model_type: config.json's `model_type`.
+        metadata: License and language from its card: what the new card may carry on.
+        files: Every file that was read.
+        dropped: What was not converted.
+    """
+
+    repo: str | None
+    repo_known: Knowledge | None
+    commit: str | None
+    commit_known: Knowledge | None
+    architecture: str
+    model_type: str
+    metadata: dict[str, str | list[str]]
+    files: tuple[FileRecord, ...]
+    dropped: tuple[DroppedRecord, ...]
+
+
+class RecipeRecord(_Strict, frozen=True):
+    """The recipe as it was read."""
+
+    name: str
+    summary: str
+    sha256: SHA256
+    text: str
+
+
+class ComponentRecord(_Strict, frozen=True):
+    """What one component comes to; `error` is the relative mean squared error, if it was measured."""
+
+    name: str
+    parameters: int
+    nbytes: NBytes
+    formats: tuple[str, ...]
+    error: float | None = None
+
+
+class PlanRecord(_Strict, frozen=True):
+    """What the plan foretold.
+
+    Attributes:
+        digest: SHA-256 over everything that decides the bytes.
+        nbytes: Bytes of tensors.
+        parameters: Logical parameters.
+        tensors: Tensors of the output.
+        shards: Files of weights.
+        dtypes: Bytes by safetensors dtype.
+        mode: Quantization mode of the largest part, None if nothing is quantized.
+        group_size: Group size of the largest part, None likewise.
+        label_bits: The `bits` of config.json that the Hub's label follows, None likewise.
+        components: By component.
+    """
+
+    digest: SHA256
+    nbytes: NBytes
+    parameters: int
+    tensors: int
+    shards: int
+    dtypes: dict[str, int]
+    mode: str | None
+    group_size: int | None
+    label_bits: int | None
+    components: tuple[ComponentRecord, ...]
+
+
+class MeasuredRecord(_Strict, frozen=True):
+    """What was read back from the files; `effective_bits` is unrounded."""
+
+    nbytes: NBytes
+    parameters: int
+    effective_bits: float
+    tensors: int
+    shards: int
+    dtypes: dict[str, int]
+
+
+class MachineRecord(_Strict, frozen=True):
+    """What a machine is, and not whose."""
+
+    model: str
+    chip: str
+    memory_nbytes: NBytes
+    system: str
+
+
+class Evidence(_Strict, frozen=True):
+    """The outcome of one validation.
+
+    Attributes:
+        check: What was checked, `integrity`, `load`, `smoke`, `smoke-streamed`.
+        outcome: How it ended.
+        detail: A sentence.
+        figures: Numbers by name with the unit in the name.
+        machine: Where.
+        versions: Of the libraries that took part.
+        command: The hubtool command, without paths.
+        started: UTC, ISO 8601.
+        seconds: How long it took.
+        subject: Digest of the files that were checked: see `Record.subject`.
+        kind: Measured by hubtool, or stated by the publisher.
+    """
+
+    check: str
+    outcome: Outcome
+    detail: str
+    figures: dict[str, int | float | str]
+    machine: MachineRecord
+    versions: dict[str, str]
+    command: str
+    started: str
+    seconds: float
+    subject: SHA256
+    kind: EvidenceKind = "measured"
+
+
+class Record(_Strict, frozen=True):
+    """Everything that is known of a published folder.
+
+    Attributes:
+        schema: Version of this layout.
+        source: Where the weights come from.
+        recipe: How they were stored.
+        versions: hubtool and the libraries that made the bytes.
+        plan: What was foretold.
+        measured: What was found.
+        files: Every file of the folder but the card and the record.
+        evidence: Validations, in the order in which they were made.
+    """
+
+    schema: int
+    source: SourceRecord
+    recipe: RecipeRecord
+    versions: dict[str, str]
+    plan: PlanRecord
+    measured: MeasuredRecord
+    files: tuple[FileRecord, ...]
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        """SHA-256 over the names and hashes of the files: what evidence is about."""
+        return files_digest({file.name: file.sha256 for file in self.files})
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 by file name."""
+        return {file.name: file.sha256 for file in self.files}
+
+
+def files_digest(hashes: Mapping[str, str]) -> str:
+    """SHA-256 over lines `<sha256>  <name>` sorted by name, as `sha256sum` prints them."""
+    lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def encode_record(record: Record) -> bytes:
+    """The bytes of hubtool.json: indented JSON, the same for the same record."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+def decode_record(raw: bytes) -> Record:
+    """A record from the bytes of hubtool.json.
+
+    Raises:
+        RecordError: Not JSON, another schema version, an unknown field, or a value of the wrong type.
+    """
+    try:
+        schema = msgspec.json.decode(raw, type=_SchemaOnly).schema
+        if schema != SCHEMA:
+            raise RecordError(
+                "written by another hubtool",
+                where=RECORD_FILE,
+                found=f"schema {schema}",
+                expected=f"schema {SCHEMA}",
+                remedy="update hubtool" if schema > SCHEMA else "convert again",
+            )
+        return msgspec.json.decode(raw, type=Record)
+    except msgspec.DecodeError as error:
+        raise RecordError("cannot be read", where=RECORD_FILE, found=str(error), remedy="restore the file") from error
+
+
+class _SchemaOnly(msgspec.Struct):
+    schema: int
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a folder, or None if it has none.
+
+    Raises:
+        RecordError: See `decode_record`.
+    """
+    path = folder / RECORD_FILE
+    return decode_record(path.read_bytes()) if path.is_file() else None

@@ -1,0 +1,1 @@
+"""The model files that hubtool ships with what it publishes."""

@@ -1,0 +1,379 @@
+"""The checkpoint that is converted: its files, tensors, and what is known of where it comes from.
+
+A source is read with `pread` at known offsets, never mapped and never written.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from hubtool.errors import SourceError, UsageError
+from hubtool.tensors import Header, StoredTensor, read_header
+from hubtool.units import MB
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+HASH_BLOCK_NBYTES = 4 * MB
+
+Knowledge = Literal["observed", "stated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which Hub repo and commit a source is, and how that is known.
+
+    `observed` was read from what the Hub's client left beside the files; `stated` is the publisher's word. A value
+    that is not known is None, and so is how it is known.
+    """
+
+    repo: str | None = None
+    repo_known: Knowledge | None = None
+    commit: str | None = None
+    commit_known: Knowledge | None = None
+
+
+def parse_base_model(text: str) -> Identity:
+    """The stated identity `ORG/NAME` or `ORG/NAME@COMMIT`.
+
+    Raises:
+        UsageError: The text is neither, or the commit is not 40 hexadecimal digits.
+    """
+    repo, _, commit = text.partition("@")
+    if not REPO.fullmatch(repo) or ("@" in text and not COMMIT.fullmatch(commit)):
+        raise UsageError(
+            "not a base model",
+            where="--base-model",
+            found=text,
+            expected="ORG/NAME or ORG/NAME@COMMIT, the commit in 40 hexadecimal digits",
+        )
+    return Identity(repo, "stated", commit or None, "stated" if commit else None)
+
+
+def merge_identity(observed: Identity, stated: Identity) -> Identity:
+    """What is observed, completed by what is stated.
+
+    Raises:
+        UsageError: The statement contradicts the observation.
+    """
+    for known, claimed in ((observed.repo, stated.repo), (observed.commit, stated.commit)):
+        if known and claimed and known != claimed:
+            raise UsageError(
+                "contradicts what the Hub's client recorded beside the source",
+                where="--base-model",
+                found=claimed,
+                expected=known,
+                remedy="leave the option out, or take the right folder",
+            )
+    return Identity(
+        observed.repo or stated.repo,
+        observed.repo_known or stated.repo_known,
+        observed.commit or stated.commit,
+        observed.commit_known or stated.commit_known,
+    )
+
+
+class Source(Protocol):
+    """A published checkpoint that can be read piece by piece."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name, or `org/name`: for messages."""
+
+    @property
+    def identity(self) -> Identity:
+        """The Hub repo and commit it is."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """config.json."""
+
+    @property
+    def shards(self) -> Mapping[str, Header]:
+        """Headers by file name, in the order of the names."""
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Every tensor by its published name."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that are not weights, sorted."""
+
+    def read_file(self, name: str) -> bytes:
+        """The bytes of a small file."""
+
+    def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from a shard, starting `offset` bytes into it; safe from several threads at once."""
+
+    def sha256(self, file: str) -> str:
+        """The SHA-256 of a file's bytes in hexadecimal."""
+
+    def nbytes(self, file: str) -> int:
+        """The size of a file in bytes."""
+
+    def stamp(self, file: str) -> str:
+        """What changes when a file is changed, at no cost: time of its last change, or the Hub's hash of it."""
+
+
+class LocalSource:
+    """A checkpoint in a local folder.
+
+    Args:
+        folder: The folder, as published: config.json, shards, and their index.
+        stated: What the publisher says it is.
+
+    Raises:
+        SourceError: The folder, its config.json, its index or a header of a shard cannot be used; raised when the
+            part concerned is first looked at.
+    """
+
+    def __init__(self, folder: Path, stated: Identity = Identity()) -> None:
+        self.folder = folder
+        self._stated = stated
+        self._descriptors: dict[str, int] = {}
+        if not folder.is_dir():
+            raise SourceError("no such folder", where=folder, remedy="check the path of the checkpoint")
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What huggingface_hub left beside the files, completed by what was stated."""
+        return merge_identity(observe_identity(self.folder), self._stated)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """config.json."""
+        config = parse_json(self.read_file(CONFIG_FILE), CONFIG_FILE)
+        if not isinstance(config, dict):
+            raise SourceError("not a JSON object", where=CONFIG_FILE, remedy=_AGAIN)
+        return config
+
+    @cached_property
+    def shards(self) -> Mapping[str, Header]:
+        """Headers by file name; every shard that the index names is there and as long as its header says."""
+        return {name: read_header(self._existing(name)) for name in self._shard_names}
+
+    @cached_property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Every tensor by its published name."""
+        return collect_tensors(self.shards, self._weight_map)
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """Names of the top folder's files that are not weights, sorted; hidden ones are left out."""
+        return tuple(
+            sorted(
+                path.name
+                for path in self.folder.iterdir()
+                if path.is_file() and not path.name.startswith(".") and path.suffix != ".safetensors"
+            )
+        )
+
+    def read_file(self, name: str) -> bytes:
+        """The bytes of a small file."""
+        return self._existing(name).read_bytes()
+
+    def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from a shard, starting `offset` bytes into it; safe from several threads at once."""
+        descriptor = self._descriptors.get(file)
+        if descriptor is None:
+            opened = os.open(self._existing(file), os.O_RDONLY)
+            descriptor = self._descriptors.setdefault(file, opened)
+            if descriptor != opened:
+                os.close(opened)
+        pread_into(descriptor, offset, buffer, file)
+
+    def sha256(self, file: str) -> str:
+        """The SHA-256 of a file's bytes in hexadecimal."""
+        return file_sha256(self._existing(file))
+
+    def nbytes(self, file: str) -> int:
+        """The size of a file in bytes."""
+        return self._existing(file).stat().st_size
+
+    def stamp(self, file: str) -> str:
+        """The time of the file's last change."""
+        return str(self._existing(file).stat().st_mtime_ns)
+
+    def close(self) -> None:
+        """Close the shards that were opened for reading."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def _existing(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise SourceError("missing file", where=name, found=f"nothing in {self.name}", remedy=_AGAIN)
+        return path
+
+    @cached_property
+    def _weight_map(self) -> Mapping[str, str] | None:
+        if not (self.folder / INDEX_FILE).is_file():
+            return None
+        return parse_index(self.read_file(INDEX_FILE))
+
+    @cached_property
+    def _shard_names(self) -> tuple[str, ...]:
+        if self._weight_map is not None:
+            return tuple(sorted(set(self._weight_map.values())))
+        return (SINGLE_FILE,)
+
+
+_AGAIN = "fetch the checkpoint again"
+
+
+def parse_json(raw: bytes, name: str) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        SourceError: It is not JSON.
+    """
+    try:
+        return json.loads(raw)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SourceError("not JSON", where=name, found=str(error), remedy=_AGAIN) from error
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def parse_index(raw: bytes) -> Mapping[str, str]:
+    """Tensor name -> file name, from the bytes of model.safetensors.index.json.
+
+    Raises:
+        SourceError: It is not such an index, or names a file outside the checkpoint's folder.
+    """
+    try:
+        weight_map = msgspec.json.decode(raw, type=_Index).weight_map
+    except msgspec.DecodeError as error:
+        raise SourceError("not a safetensors index", where=INDEX_FILE, found=str(error), remedy=_AGAIN) from error
+    for file in set(weight_map.values()):
+        path = PurePosixPath(file)
+        if path.is_absolute() or len(path.parts) != 1 or ".." in path.parts or "\\" in file:
+            raise SourceError(
+                "names a file outside its folder",
+                where=INDEX_FILE,
+                found=file,
+                expected="a plain file name",
+                remedy="do not use this checkpoint: its index is not one that the Hub's tools write",
+            )
+    return weight_map
+
+
+def collect_tensors(shards: Mapping[str, Header], weight_map: Mapping[str, str] | None) -> Mapping[str, StoredTensor]:
+    """All tensors of the shards by name, checked against the index if there is one.
+
+    Raises:
+        SourceError: A name stands in two shards, or index and headers disagree.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file, header in shards.items():
+        for tensor in header.tensors:
+            earlier = tensors.setdefault(tensor.spec.name, tensor)
+            if earlier is not tensor:
+                raise SourceError(
+                    "stands in two shards",
+                    where=tensor.spec.name,
+                    found=f"{earlier.file} and {file}",
+                    expected="one",
+                    remedy=_AGAIN,
+                )
+    if weight_map is None:
+        return tensors
+    for name, file in weight_map.items():
+        found = tensors.get(name)
+        if found is None or found.file != file:
+            raise SourceError(
+                "is not where the index says",
+                where=name,
+                found=found.file if found else "no such tensor",
+                expected=file,
+                remedy=_AGAIN,
+            )
+    for name, tensor in tensors.items():
+        if name not in weight_map:
+            raise SourceError("is not in the index", where=name, found=f"in {tensor.file}", remedy=_AGAIN)
+    return tensors
+
+
+def pread_into(descriptor: int, offset: int, buffer: memoryview, name: str) -> None:
+    """Fill `buffer` from an open file, starting at `offset` bytes.
+
+    Raises:
+        SourceError: The file ends before the buffer is full, or the disk fails.
+    """
+    filled = 0
+    try:
+        while filled < len(buffer):
+            count = os.preadv(descriptor, [buffer[filled:]], offset + filled)
+            if count == 0:
+                raise SourceError(
+                    "file ends early",
+                    where=name,
+                    found=f"{offset + filled} bytes",
+                    expected=f"at least {offset + len(buffer)}",
+                    remedy=_AGAIN,
+                )
+            filled += count
+    except OSError as error:
+        raise SourceError(
+            "cannot be read", where=name, found=error.strerror, remedy="check the source's disk, then run it again"
+        ) from error
+
+
+def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file in hexadecimal, in constant memory.
+
+    Args:
+        path: The file.
+        progress: Called with the number of bytes of each block that was hashed.
+    """
+    digest = hashlib.sha256()
+    buffer = bytearray(HASH_BLOCK_NBYTES)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+            if progress:
+                progress(count)
+    return digest.hexdigest()
+
+
+def observe_identity(folder: Path) -> Identity:
+    """The Hub repo and commit of a local folder, from what huggingface_hub leaves when it downloads.
+
+    A snapshot of its cache lies in `models--ORG--NAME/snapshots/COMMIT`. A `--local-dir` holds one
+    `.cache/huggingface/download/FILE.metadata` a file, whose first line is the commit; the repo's name is not there.
+    A commit is believed only if all files agree.
+    """
+    resolved = folder.resolve()
+    if resolved.parent.name == "snapshots" and COMMIT.fullmatch(resolved.name):
+        kind, _, rest = resolved.parent.parent.name.partition("--")
+        if kind == "models" and "--" in rest:
+            return Identity(rest.replace("--", "/", 1), "observed", resolved.name, "observed")
+    commits = set()
+    for metadata in (folder / ".cache" / "huggingface" / "download").glob("*.metadata"):
+        with metadata.open(encoding="utf-8", errors="replace") as file:
+            commits.add(file.readline().strip())
+    if len(commits) == 1 and COMMIT.fullmatch(commit := commits.pop()):
+        return Identity(commit=commit, commit_known="observed")
+    return Identity()

@@ -1,0 +1,1 @@
+"""Validation: the memory guard, and one module a rung of the ladder."""
