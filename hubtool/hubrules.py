@@ -1,16 +1,18 @@
 """The Hub's rules as far as they can be checked without it: names, lengths, and the metadata of a card.
 
-`check_metadata` is what the rehearsal Hub answers at validate-yaml, and what is checked before anything is sent, so that
-a card which the Hub would refuse is noticed before hours of upload. The lists are closed on the Hub:
+`check_metadata` is what the rehearsal Hub answers at validate-yaml, and what is checked before anything is sent, so
+that a card which the Hub would refuse is noticed before hours of upload. The lists are closed on the Hub:
 
 * licenses: docs/hub/repositories-licenses, as of August 2026;
 * relations to a base model: docs/hub/model-cards;
-* languages: ISO 639-1, 639-2 and 639-3 codes. The two-letter ones are all listed; every three-letter code is let through;
+* languages: ISO 639-1, 639-2 and 639-3 codes. Those of two letters are all listed, those of three all let through;
 * tasks: `PIPELINE_DATA` of the Hub's own @huggingface/tasks. An unknown one is only warned about.
 """
 
+import math
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -103,7 +105,7 @@ def read_metadata(text: str) -> dict[str, object]:
     Raises:
         yaml.YAMLError: It is not YAML, or names a key twice.
     """
-    data = yaml.load(split_card(text)[0], Loader=_Loader)  # noqa: S506  # a SafeLoader
+    data = yaml.load(split_card(text)[0], Loader=_Loader)
     return {str(key): value for key, value in data.items()} if isinstance(data, dict) else {}
 
 
@@ -111,16 +113,46 @@ def check_metadata(text: str) -> list[Problem]:
     """What the Hub would object to in the metadata of this README.md, nothing if it is fine."""
     front = split_card(text)[0]
     try:
-        data = yaml.load(front, Loader=_Loader)  # noqa: S506  # a SafeLoader
+        data = yaml.load(front, Loader=_Loader)
     except yaml.YAMLError as error:
         return [Problem(f"the metadata is not valid YAML: {error}")]
     if data is None:
         return [Problem("empty or missing yaml metadata in repo card", fatal=False)]
     if not isinstance(data, dict):
         return [Problem("the metadata is not a mapping of names to values")]
-    return [problem for key, check in CHECKS.items() if key in data for problem in check(key, data[key])] + _license(
-        data
-    )
+    problems = [problem for key, check in CHECKS.items() if key in data for problem in check(key, data[key])]
+    return problems + _license(data)
+
+
+def count_parameters(tensors: Iterable[tuple[str, str, Sequence[int]]], config: Mapping[str, object]) -> dict[str, int]:
+    """Parameters by dtype as the Hub's page counts them: a quantized weight unpacked, its scales and biases not at all.
+
+    The Hub reads the bits off config.json (@huggingface/hub 2.17.5, `parse-safetensors-metadata`): from the module's
+    own entry of `quantization`, else from its top. With a `quant_method`, or without a block, it counts what is stored.
+
+    Args:
+        tensors: Name, dtype and shape of each.
+        config: What config.json holds.
+    """
+    block = config.get("quantization") or config.get("quantization_config")
+    known = isinstance(block, Mapping) and "quant_method" not in block
+    listed = list(tensors)
+    modules = {name.removesuffix(".scales") for name, _, _ in listed if name.endswith(".scales")} if known else set()
+    counts: Counter[str] = Counter()
+    for name, dtype, shape in listed:
+        module, _, kind = name.rpartition(".")
+        if module not in modules:
+            counts[dtype] += math.prod(shape)
+        elif kind == "weight":
+            counts[dtype] += math.prod(shape) * 32 // _bits(block, module)
+    return dict(counts)
+
+
+def _bits(block: object, module: str) -> int:
+    """Bits of a module's weight; 32, which unpacks nothing, where config.json does not say."""
+    entry = block.get(module, block) if isinstance(block, Mapping) else None
+    bits = entry.get("bits") if isinstance(entry, Mapping) else None
+    return bits if isinstance(bits, int) and bits > 0 else 32
 
 
 class _Loader(yaml.SafeLoader):

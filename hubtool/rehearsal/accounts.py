@@ -5,6 +5,7 @@ secret          signs upload addresses
 accounts.json   users, organizations and the sha256 of every token
 """
 
+import base64
 import hashlib
 import secrets
 from datetime import UTC, datetime
@@ -93,16 +94,16 @@ class Accounts:
         self._book.tokens.pop(_digest(token), None)
         self._save()
 
-    def identify(self, authorization: str | None) -> Token | None:
-        """Whose token an Authorization header carries, None without one.
+    def identify(self, authorization: str) -> Token | None:
+        """Whose token an Authorization header carries, None if it is empty.
 
         Raises:
             Refusal: 401, the token is not one of ours.
         """
         if not authorization:
             return None
-        scheme, _, token = authorization.partition(" ")
-        found = self._book.tokens.get(_digest(token)) if scheme.lower() == "bearer" else None
+        scheme, _, credentials = authorization.partition(" ")
+        found = self._book.tokens.get(_digest(_token_in(scheme.lower(), credentials)))
         if found is None:
             raise Refusal(401, "Invalid credentials in Authorization header")
         return found
@@ -114,13 +115,21 @@ class Accounts:
     def orgs_of(self, user: str) -> dict[str, OrgRole]:
         """The organizations a user belongs to, and the role there."""
         accounts = self._book.accounts.items()
+        if user == OWNER:
+            return {name: "admin" for name, account in accounts if account.kind == "org"}
         return {name: account.members[user] for name, account in accounts if user in account.members}
+
+    def belongs_to(self, token: Token, namespace: str) -> bool:
+        """Whether a namespace is that of the token's holder, or of an organization of theirs."""
+        return self._role_in(token.user, namespace) is not None
+
+    def may_see(self, token: Token | None, namespace: str, *, private: bool) -> bool:
+        """Whether something of a namespace exists for the holder of this token."""
+        return not private or (token is not None and self.belongs_to(token, namespace))
 
     def may_read(self, token: Token | None, repo: Repo) -> bool:
         """Whether the repo exists for the holder of this token."""
-        return not repo.settings.private or (
-            token is not None and self._role_in(token.user, repo.namespace) is not None
-        )
+        return self.may_see(token, repo.namespace, private=repo.settings.private)
 
     def may_write(self, token: Token, namespace: str) -> bool:
         """Whether the holder of this token may create and change repos in a namespace."""
@@ -133,6 +142,16 @@ class Accounts:
 
     def _save(self) -> None:
         disk.write(self._file, self._book, mode=0o600)
+
+
+def _token_in(scheme: str, credentials: str) -> str:
+    """The token, which a browser sends as the password of a name that does not matter."""
+    if scheme != "basic":
+        return credentials
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _digest(token: str) -> str:

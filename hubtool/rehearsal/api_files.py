@@ -10,7 +10,7 @@ from starlette.routing import Route
 from hubtool.rehearsal import git
 from hubtool.rehearsal.api_repos import REPO
 from hubtool.rehearsal.blobs import Blob
-from hubtool.rehearsal.hub import hub_of, readable_repo
+from hubtool.rehearsal.hub import hub_of, readable_repo, token_of
 from hubtool.rehearsal.info import describe
 from hubtool.rehearsal.repos import Commit, File, Repo
 from hubtool.rehearsal.times import timestamp
@@ -31,6 +31,21 @@ async def model_info(request: Request) -> Response:
     if wanted:
         info = {key: value for key, value in info.items() if key in {"_id", "id", "modelId", *wanted}}
     return JSONResponse(info)
+
+
+async def models(request: Request) -> Response:
+    """The repos that the sender may see, those of one author or with a text in their name, last changed first."""
+    hub, query, token = hub_of(request), request.query_params, token_of(request)
+    found = [
+        (repo, repo.resolve("main"))
+        for repo in hub.repos
+        if query.get("author") in (None, repo.namespace)
+        and query.get("search", "").lower() in repo.name.lower()
+        and hub.accounts.may_read(token, repo)
+    ]
+    found.sort(key=lambda pair: pair[1].date, reverse=True)
+    page, headers = page_of(request, found, ENTRIES_A_PAGE)
+    return JSONResponse([describe(hub, repo, commit, blobs=False) for repo, commit in page], headers=headers)
 
 
 async def tree(request: Request) -> Response:
@@ -58,8 +73,9 @@ async def resolve(request: Request) -> Response:
     """A file's bytes, or the range asked for."""
     repo = readable_repo(request)
     commit = repo.resolve(request.path_params["revision"])
-    headers = {"X-Repo-Commit": commit.oid, "Access-Control-Expose-Headers": "*"}
+    headers = {"X-Repo-Commit": commit.oid}
     file = commit.files.get(request.path_params["path"])
+    _check_gate(request, repo)
     if file is None:
         raise Refusal(404, "Entry not found", code="EntryNotFound", headers=headers)
     # What a repo holds is somebody's content: a browser must neither run it nor guess its type.
@@ -74,6 +90,18 @@ async def resolve(request: Request) -> Response:
     if blob.held < blob.nbytes:
         return _held_range(request, blob, headers)
     return FileResponse(blob.path, headers=headers)
+
+
+def _check_gate(request: Request, repo: Repo) -> None:
+    """Refuses files of a gated repo to those who may not write to it: nobody is ever granted access here.
+
+    Raises:
+        Refusal: GatedRepo, 403 with a token and 401 without.
+    """
+    token = token_of(request)
+    if repo.settings.gated and (token is None or not hub_of(request).accounts.belongs_to(token, repo.namespace)):
+        status = 401 if token is None else 403
+        raise Refusal(status, f"Access to model {repo.name} is restricted", code="GatedRepo")
 
 
 def _held_range(request: Request, blob: Blob, headers: dict[str, str]) -> Response:
@@ -147,6 +175,7 @@ def _last_changes(repo: Repo, commit: Commit) -> Iterator[tuple[str, Commit]]:
 
 
 ROUTES = [
+    Route("/api/models", models),
     Route(REPO, model_info),
     Route(f"{REPO}/revision/{{revision:segment}}", model_info),
     Route(f"{REPO}/tree/{{revision:segment}}", tree),

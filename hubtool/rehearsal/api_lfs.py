@@ -5,6 +5,7 @@ Upload addresses carry a signature instead of needing a token, as the storage be
 
 import hashlib
 import hmac
+import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,18 +20,15 @@ from starlette.routing import Route
 
 from hubtool.rehearsal.api_xet import take_over
 from hubtool.rehearsal.blobs import Receiver, WrongBytes
-from hubtool.rehearsal.hub import hub_of, readable_repo, writable_repo
+from hubtool.rehearsal.hub import contributable_repo, hub_of, readable_repo
 from hubtool.rehearsal.repos import Repo
-from hubtool.rehearsal.wire import Refusal, base_url, read_json
+from hubtool.rehearsal.wire import Nbytes, Refusal, Sha256, base_url, read_json
 
 ADDRESS_SECONDS = 3600
 """How long an upload address is good for."""
 
 CHUNK_NBYTES = 1 << 20
 """Received bytes are hashed and written in pieces of about this size, off the event loop."""
-
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Nbytes = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Object(msgspec.Struct):
@@ -52,7 +50,7 @@ class Part(msgspec.Struct):
     """One uploaded part."""
 
     partNumber: int  # noqa: N815
-    etag: str
+    etag: Annotated[str, msgspec.Meta(pattern='^"?[0-9a-f]{32}"?$')]
 
 
 class Completion(msgspec.Struct):
@@ -64,7 +62,7 @@ class Completion(msgspec.Struct):
 
 async def batch(request: Request) -> Response:
     """Per object: nothing to do where this repo has it, else where to send it."""
-    repo, _ = writable_repo(request)
+    repo, _ = contributable_repo(request)
     body = await read_json(request, Batch)
     if body.operation != "upload":
         raise Refusal(400, f"the operation {body.operation!r} is not served: files are read from their resolve address")
@@ -98,20 +96,15 @@ async def put_part(request: Request) -> Response:
     _, signed = _signed(request)
     hub = hub_of(request)
     length = min(hub.part_nbytes, int(signed["size"]) - (int(signed["part"]) - 1) * hub.part_nbytes)
-    path = hub.blobs.part(signed["upload"], int(signed["part"]))
-    digest, received = hashlib.md5(usedforsecurity=False), 0
-    with path.open("wb") as file:
-        async for chunk in request.stream():
-            received += len(chunk)
-            if received > length:
-                break
-            digest.update(chunk)
-            await run_in_threadpool(file.write, chunk)
-    if received != length:
-        path.unlink()
-        raise Refusal(400, f"part {signed['part']}: {received} bytes were sent, {length} expected")
-    path.with_suffix(".md5").write_text(digest.hexdigest())
-    return Response(headers={"ETag": f'"{digest.hexdigest()}"'})
+    parts = hub.blobs.parts(signed["upload"])
+    # A part that is sent again may meet the one whose connection broke: each is written beside.
+    beside = parts / secrets.token_hex(8)
+    try:
+        digest = await _write_part(request, beside, length)
+        beside.replace(_part(parts, int(signed["part"]), digest))
+    finally:
+        beside.unlink(missing_ok=True)
+    return Response(headers={"ETag": f'"{digest}"'})
 
 
 async def complete(request: Request) -> Response:
@@ -119,13 +112,16 @@ async def complete(request: Request) -> Response:
     repo, signed = _signed(request)
     body = await read_json(request, Completion)
     hub = hub_of(request)
+    if repo.objects.get(signed["oid"]) == int(signed["size"]):
+        # The client asks again when the answer was lost.
+        return JSONResponse({})
     count = -(-int(signed["size"]) // hub.part_nbytes)
     if body.oid != signed["oid"] or [part.partNumber for part in body.parts] != list(range(1, count + 1)):
         raise Refusal(400, f"the parts 1 to {count} of {signed['oid']} were expected")
-    paths = [hub.blobs.part(signed["upload"], part.partNumber) for part in body.parts]
+    folder = hub.blobs.parts(signed["upload"])
+    paths = [_part(folder, part.partNumber, part.etag.strip('"')) for part in body.parts]
     for part, path in zip(body.parts, paths, strict=True):
-        stored = path.with_suffix(".md5")
-        if not stored.is_file() or stored.read_text() != part.etag.strip('"'):
+        if not path.is_file():
             raise Refusal(400, f"part {part.partNumber} was not uploaded with the ETag {part.etag}")
     with hub.blobs.receive(int(signed["size"])) as receiver:
         await run_in_threadpool(_join, receiver, paths)
@@ -160,6 +156,25 @@ async def _stream(request: Request, receiver: Receiver) -> None:
         raise Refusal(400, str(error)) from error
 
 
+async def _write_part(request: Request, path: Path, length: int) -> str:
+    """The MD5 of the request's body, which is now in a file."""
+    digest, received = hashlib.md5(usedforsecurity=False), 0
+    with path.open("wb") as file:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > length:
+                break
+            digest.update(chunk)
+            await run_in_threadpool(file.write, chunk)
+    if received != length:
+        raise Refusal(400, f"{received} bytes were sent, the part has {length}")
+    return digest.hexdigest()
+
+
+def _part(folder: Path, number: int, digest: str) -> Path:
+    return folder / f"{number:05d}-{digest}"
+
+
 def _join(receiver: Receiver, paths: Iterable[Path]) -> None:
     try:
         receiver.read_all(paths)
@@ -181,7 +196,7 @@ def _actions(request: Request, repo: Repo, item: Object, part_nbytes: int | None
     if part_nbytes is None:
         upload: dict[str, object] = {"href": _sign(request, repo, "object", fields)}
         return {"upload": upload, "verify": {"href": verify_url}}
-    fields["upload"] = hashlib.sha256(f"{repo.name} {item.oid} {time.time_ns()}".encode()).hexdigest()[:32]
+    fields["upload"] = secrets.token_hex(16)
     numbers = range(1, -(-item.size // part_nbytes) + 1)
     header = {str(number): _sign(request, repo, "part", {**fields, "part": str(number)}) for number in numbers}
     upload = {"href": _sign(request, repo, "complete", fields), "header": {"chunk_size": str(part_nbytes), **header}}

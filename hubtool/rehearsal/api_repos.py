@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from hubtool.hubrules import REF_NAME
+from hubtool.rehearsal.accounts import OWNER
 from hubtool.rehearsal.hub import hub_of, readable_repo, require_right, required_token, writable_repo
 from hubtool.rehearsal.repos import MAIN, Commit, Repo
 from hubtool.rehearsal.times import timestamp
@@ -49,9 +50,11 @@ class NewTag(msgspec.Struct):
 
 
 async def whoami(request: Request) -> Response:
-    """Who the token belongs to, and what it allows."""
-    token = required_token(request)
-    orgs = hub_of(request).accounts.orgs_of(token.user)
+    """Who the token belongs to, and what it allows; the owner belongs to everything that there is."""
+    hub, token = hub_of(request), required_token(request)
+    orgs = hub.accounts.orgs_of(token.user)
+    if token.user == OWNER:
+        orgs |= {repo.namespace: "admin" for repo in hub.repos if repo.namespace != OWNER}
     return JSONResponse(
         {
             "type": "user",
@@ -92,7 +95,7 @@ async def delete(request: Request) -> Response:
     if repo is None or not hub.accounts.may_read(token, repo):
         raise Refusal(404, "Repository not found", code="RepoNotFound")
     require_right(request, token, repo.namespace)
-    hub.repos.delete(repo)
+    hub.delete_repo(repo)
     return JSONResponse({})
 
 

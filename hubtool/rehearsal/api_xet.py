@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from hubtool.rehearsal.api_repos import REPO
 from hubtool.rehearsal.blobs import WrongBytes
-from hubtool.rehearsal.hub import Hub, hub_of, writable_repo
+from hubtool.rehearsal.hub import Hub, contributable_repo, hub_of
 from hubtool.rehearsal.repos import Repo
 from hubtool.rehearsal.xet import XetFile, XetStore
 
@@ -28,7 +28,7 @@ async def write_token(request: Request) -> Response:
 
     The client asks before every upload, so what the one before it left is taken over here.
     """
-    repo, _ = writable_repo(request)
+    repo, _ = contributable_repo(request)
     hub = hub_of(request)
     await take_over(hub, repo)
     url, expires, token = _store(hub, repo).url, int(time.time()) + TOKEN_SECONDS, secrets.token_hex(16)

@@ -104,11 +104,11 @@ class Blobs:
         replace(place.with_suffix(".size"), struct.pack("<Q", nbytes))
         replace(place, head)
 
-    def part(self, upload: str, number: int) -> Path:
-        """Where one part of an unfinished multipart upload lies."""
+    def parts(self, upload: str) -> Path:
+        """Where the parts of an unfinished multipart upload lie."""
         folder = self._incoming / "parts" / upload
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{number:05d}"
+        return folder
 
     def drop_parts(self, upload: str) -> None:
         """Forgets the parts of a multipart upload."""

@@ -1,12 +1,15 @@
 """The rehearsal Hub's state, and who a request may touch."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 from starlette.requests import Request
 
-from hubtool.rehearsal.accounts import Accounts, Token
+from hubtool.rehearsal.accounts import OWNER, Accounts, Token
 from hubtool.rehearsal.blobs import Blobs
+from hubtool.rehearsal.collections import Collections
+from hubtool.rehearsal.faults import Faults
 from hubtool.rehearsal.repos import INITIAL_ATTRIBUTES, File, Repo, Repos
 from hubtool.rehearsal.wire import Refusal
 
@@ -16,6 +19,7 @@ class Hub:
 
     Attributes:
         locks: By repo, held while uploads through xet are taken over.
+        faults: The failures in wait.
         rejected: By sha256, why an upload through xet was not taken over.
 
     Args:
@@ -33,6 +37,8 @@ class Hub:
         self.repos = Repos(folder / "repos")
         self.locks: dict[str, asyncio.Lock] = {}
         self.rejected: dict[str, str] = {}
+        self.faults = Faults()
+        self.collections = Collections(folder / "collections.json")
 
     def initial_attributes(self) -> File:
         """The `.gitattributes` of a new repo."""
@@ -50,6 +56,11 @@ class Hub:
             return self.blobs.regular(repo_file.oid).read_bytes()
         blob = self.blobs.get(repo_file.sha256)
         return blob.path.read_bytes() if blob and blob.held == blob.nbytes else None
+
+    def delete_repo(self, repo: Repo) -> None:
+        """Forgets a repo, and what was uploaded to it through xet."""
+        self.repos.delete(repo)
+        shutil.rmtree(self.folder / "xet" / repo.name, ignore_errors=True)
 
     def check_quota(self, repo: Repo, more_nbytes: int) -> None:
         """Refuses bytes that would pass the private quota of the repo's owner.
@@ -76,9 +87,13 @@ def token_of(request: Request) -> Token | None:
     """Whose request this is; None for nobody's.
 
     Raises:
-        Refusal: 401, for a token that is not ours.
+        Refusal: 401, for a token that is not ours; and for a change by a browser, which sends what it was once given
+            along with the requests of any page.
     """
-    return hub_of(request).accounts.identify(request.headers.get("authorization"))
+    authorization = request.headers.get("authorization", "")
+    if authorization.lower().startswith("basic ") and request.method not in ("GET", "HEAD"):
+        raise Refusal(401, "Changes need the token as a bearer token")
+    return hub_of(request).accounts.identify(authorization)
 
 
 def required_token(request: Request) -> Token:
@@ -115,6 +130,29 @@ def writable_repo(request: Request) -> tuple[Repo, Token]:
     repo, token = readable_repo(request), required_token(request)
     require_right(request, token, repo.namespace)
     return repo, token
+
+
+def contributable_repo(request: Request) -> tuple[Repo, Token]:
+    """The repo in the request's path and who it is, if they may propose changes to it: whoever may read it and write.
+
+    Raises:
+        Refusal: 401 without a token, 403 with one that may only read, RepoNotFound.
+    """
+    repo, token = readable_repo(request), required_token(request)
+    if token.role == "read":
+        raise Refusal(403, "You cannot do this: your token has the role 'read'")
+    return repo, token
+
+
+def owners_hub(request: Request) -> Hub:
+    """The state behind a request of the owner's.
+
+    Raises:
+        Refusal: 401 without a token, 403 with another's.
+    """
+    if required_token(request).user != OWNER:
+        raise Refusal(403, "only the owner of this rehearsal Hub can do this")
+    return hub_of(request)
 
 
 def require_right(request: Request, token: Token, namespace: str) -> None:

@@ -1,14 +1,15 @@
 """What the Hub derives from a repo's files: card data, tags, library, config, safetensors parameters."""
 
+import functools
 import json
-import math
 import struct
-from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 
-from hubtool.hubrules import read_metadata
+from hubtool.hubrules import count_parameters, read_metadata
+from hubtool.page import hub_tags
 from hubtool.rehearsal import git
 from hubtool.rehearsal.blobs import HEADER_LIMIT
 from hubtool.rehearsal.hub import Hub
@@ -28,7 +29,7 @@ def describe(hub: Hub, repo: Repo, commit: Commit, *, blobs: bool) -> dict[str, 
         commit: The revision asked for.
         blobs: Give size and hashes of every file.
     """
-    card = card_data(hub, commit)
+    card, config = card_data(hub, commit), read_config(hub, commit)
     info: dict[str, object] = {
         "_id": git.blob_oid(repo.name.encode())[:24],
         "id": repo.name,
@@ -42,7 +43,7 @@ def describe(hub: Hub, repo: Repo, commit: Commit, *, blobs: bool) -> dict[str, 
         "disabled": False,
         "downloads": 0,
         "likes": 0,
-        "tags": _tags(card, commit),
+        "tags": hub_tags(card, config, commit.files),
         "usedStorage": repo.used_nbytes,
         "siblings": [_sibling(path, file, blobs=blobs) for path, file in commit.files.items()],
         "spaces": [],
@@ -52,12 +53,11 @@ def describe(hub: Hub, repo: Repo, commit: Commit, *, blobs: bool) -> dict[str, 
     for key in ("pipeline_tag", "library_name"):
         if isinstance(card.get(key), str):
             info[key] = card[key]
-    config = _config(hub, commit)
     if config:
         info["config"] = {key: config[key] for key in CONFIG_KEYS if key in config}
-    parameters = _parameters(hub, commit)
+    parameters = count_parameters(_tensors(hub, commit), config)
     if parameters:
-        info["safetensors"] = {"parameters": dict(parameters), "total": sum(parameters.values())}
+        info["safetensors"] = {"parameters": parameters, "total": sum(parameters.values())}
     return info
 
 
@@ -71,32 +71,13 @@ def card_data(hub: Hub, commit: Commit) -> dict[str, object]:
         return {}
 
 
-def _config(hub: Hub, commit: Commit) -> dict[str, object]:
+def read_config(hub: Hub, commit: Commit) -> dict[str, object]:
+    """What config.json holds, empty where there is none that can be read."""
     try:
         config = json.loads(hub.read_regular(commit.files.get("config.json")) or b"{}")
     except ValueError:
         return {}
     return config if isinstance(config, dict) else {}
-
-
-def _tags(card: dict[str, object], commit: Commit) -> list[str]:
-    """Library, formats and everything the card says that the Hub makes a tag of."""
-    tags = [str(card["library_name"])] if "library_name" in card else []
-    if any(path.endswith(".safetensors") for path in commit.files):
-        tags.append("safetensors")
-    tags += _strings(card.get("tags"))
-    relation = card.get("base_model_relation")
-    for base in _strings(card.get("base_model")):
-        tags.append(f"base_model:{base}")
-        if isinstance(relation, str):
-            tags.append(f"base_model:{relation}:{base}")
-    tags += [f"license:{name}" for name in _strings(card.get("license"))]
-    tags += _strings(card.get("language"))
-    return list(dict.fromkeys(tags))
-
-
-def _strings(value: object) -> list[str]:
-    return [str(item) for item in (value if isinstance(value, list) else [value]) if item is not None]
 
 
 def _sibling(path: str, file: File, *, blobs: bool) -> dict[str, object]:
@@ -109,26 +90,24 @@ def _sibling(path: str, file: File, *, blobs: bool) -> dict[str, object]:
     return sibling
 
 
-def _parameters(hub: Hub, commit: Commit) -> Counter[str]:
-    """Stored elements by dtype over all safetensors files, packed ones counted as they are stored."""
-    counts: Counter[str] = Counter()
+def _tensors(hub: Hub, commit: Commit) -> Iterator[tuple[str, str, list[int]]]:
+    """Name, dtype and shape of every tensor in the safetensors files; files that cannot be read have none."""
     for path, file in commit.files.items():
-        if path.endswith(".safetensors"):
-            for dtype, shape in _tensors(hub, file):
-                counts[dtype] += math.prod(shape)
-    return counts
+        if path.endswith(".safetensors") and file.sha256 and (blob := hub.blobs.get(file.sha256)):
+            yield from _header(blob.path)
 
 
-def _tensors(hub: Hub, file: File) -> Iterator[tuple[str, list[int]]]:
-    blob = hub.blobs.get(file.sha256) if file.sha256 else None
-    if blob is None:
-        return
-    with blob.path.open("rb") as stream:
+@functools.lru_cache(maxsize=64)
+def _header(path: Path) -> tuple[tuple[str, str, list[int]], ...]:
+    """Name, dtype and shape of every tensor. Stored objects never change, so that a header is read once."""
+    with path.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         header = stream.read(length) if 0 < length <= HEADER_LIMIT else b""
     try:
         tensors = json.loads(header)
-        yield from ((entry["dtype"], entry["shape"]) for name, entry in tensors.items() if name != "__metadata__")
+        return tuple(
+            (name, entry["dtype"], entry["shape"]) for name, entry in tensors.items() if name != "__metadata__"
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
-        return
+        return ()

@@ -9,6 +9,7 @@ A commit becomes visible when refs.json is renamed into place, so readers see al
 """
 
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -177,14 +178,18 @@ class Repo:
 
 
 class Repos:
-    """All repos under one folder."""
+    """All repos under one folder. A repo is made and deleted as a whole: by a rename."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._known: dict[str, Repo] = {}
         for settings in root.glob("*/*/repo.json"):
-            repo = Repo(settings.parent)
-            self._known[repo.name] = repo
+            if settings.parent.name.startswith("."):
+                # What a server that was killed had not finished making or deleting.
+                shutil.rmtree(settings.parent)
+            else:
+                repo = Repo(settings.parent)
+                self._known[repo.name] = repo
 
     def __iter__(self) -> Iterator[Repo]:
         return iter(sorted(self._known.values(), key=lambda repo: repo.name))
@@ -202,16 +207,23 @@ class Repos:
         if not is_repo_id(name):
             raise Refusal(400, f"Invalid repo name: {name}")
         folder = self.root / name
-        shutil.rmtree(folder, ignore_errors=True)
-        disk.write(folder / "refs.json", {})
-        disk.write(folder / "objects.json", {})
-        disk.write(folder / "repo.json", Settings(name, datetime.now(UTC), private))
-        repo = Repo(folder)
-        repo.add_commit(MAIN, {".gitattributes": attributes}, Message("initial commit", "", author), [])
-        self._known[name] = repo
-        return repo
+        beside = _beside(folder)
+        disk.write(beside / "refs.json", {})
+        disk.write(beside / "objects.json", {})
+        disk.write(beside / "repo.json", Settings(name, datetime.now(UTC), private))
+        Repo(beside).add_commit(MAIN, {".gitattributes": attributes}, Message("initial commit", "", author), [])
+        beside.rename(folder)
+        self._known[name] = Repo(folder)
+        return self._known[name]
 
     def delete(self, repo: Repo) -> None:
         """Forgets a repo and its history; objects that others may share stay."""
         del self._known[repo.name]
-        shutil.rmtree(repo.folder)
+        beside = _beside(repo.folder)
+        repo.folder.rename(beside)
+        shutil.rmtree(beside)
+
+
+def _beside(folder: Path) -> Path:
+    """A folder that no repo can be, next to one that is."""
+    return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")

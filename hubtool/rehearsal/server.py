@@ -4,24 +4,44 @@ import fcntl
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from hubtool.errors import HubError
-from hubtool.rehearsal import api_commit, api_files, api_lfs, api_repos, api_xet
+from hubtool.rehearsal import (
+    api_accounts,
+    api_collections,
+    api_commit,
+    api_discussions,
+    api_faults,
+    api_files,
+    api_lfs,
+    api_repos,
+    api_xet,
+    pages,
+)
+from hubtool.rehearsal.accounts import Accounts
+from hubtool.rehearsal.api_faults import AbortableProtocol, FaultyApp
+from hubtool.rehearsal.faults import Faults
 from hubtool.rehearsal.hub import Hub
-from hubtool.rehearsal.wire import EscapedPaths, Refusal, refused
+from hubtool.rehearsal.wire import EscapedPaths, HeardOut, Refusal, left, refused
 
 LOOPBACK = "127.0.0.1"
 PART_NBYTES = 1 << 30
 """Objects larger than this are uploaded in parts, so that a rehearsal at full size covers that way too."""
+
+CLIENT_API = (api_repos, api_commit, api_lfs, api_xet, api_discussions, api_collections, api_files)
+OWN_API = (api_accounts, api_faults, pages)
 
 
 class RehearsalHub:
@@ -49,20 +69,23 @@ class RehearsalHub:
         self._part_nbytes = part_nbytes
 
     def __enter__(self) -> "RehearsalHub":
-        self._lock = _lock(self.data)
-        try:
-            self._socket = _listen(self._port)
-        except BaseException:
-            self._lock.close()
-            raise
-        self.endpoint = f"http://{LOOPBACK}:{self._socket.getsockname()[1]}"
-        self.hub = Hub(self.data, part_nbytes=self._part_nbytes, discard=self._discard)
+        with ExitStack() as opened:
+            opened.enter_context(_lock(self.data))
+            listener = opened.enter_context(_listen(self._port))
+            self.hub = _open(self.data, part_nbytes=self._part_nbytes, discard=self._discard)
+            self._opened = opened.pop_all()
+        self.endpoint = f"http://{LOOPBACK}:{listener.getsockname()[1]}"
         config = uvicorn.Config(
-            build_app(self.hub), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2
+            build_app(self.hub),
+            http=AbortableProtocol,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=2,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="rehearsal-hub", daemon=True
+            target=self._server.run, kwargs={"sockets": [listener]}, name="rehearsal-hub", daemon=True
         )
         self._thread.start()
         return self
@@ -72,8 +95,17 @@ class RehearsalHub:
     ) -> None:
         self._server.should_exit = True
         self._thread.join()
-        self._socket.close()
-        self._lock.close()
+        self._opened.close()
+
+    @property
+    def accounts(self) -> Accounts:
+        """Users, organizations and tokens."""
+        return self.hub.accounts
+
+    @property
+    def faults(self) -> Faults:
+        """The failures in wait."""
+        return self.hub.faults
 
     @property
     def token(self) -> str:
@@ -108,12 +140,20 @@ def serve(data: Path, port: int, *, discard: bool = False, ready: Callable[[Rehe
 
 def build_app(hub: Hub) -> ASGIApp:
     """The ASGI application over this state."""
-    routes = [*api_repos.ROUTES, *api_commit.ROUTES, *api_lfs.ROUTES, *api_xet.ROUTES, *api_files.ROUTES]
+    routes = [route for module in (*CLIENT_API, *OWN_API) for route in module.ROUTES]
     # Requests for another host name come from a page that had its name pointed here, not from a client of ours.
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])
-    app = Starlette(routes=routes, middleware=[hosts], exception_handlers={Refusal: refused})
+    app = Starlette(routes=routes, middleware=[hosts], exception_handlers={Refusal: refused, ClientDisconnect: left})
     app.state.hub = hub
-    return EscapedPaths(app)
+    return HeardOut(EscapedPaths(FaultyApp(app, hub.faults)))
+
+
+def _open(data: Path, *, part_nbytes: int, discard: bool) -> Hub:
+    try:
+        return Hub(data, part_nbytes=part_nbytes, discard=discard)
+    except msgspec.DecodeError as error:
+        remedy = "it was written by another version or changed by hand: choose another folder"
+        raise HubError("the rehearsal Hub's state cannot be read", where=data, found=error, remedy=remedy) from error
 
 
 def _listen(port: int) -> socket.socket:

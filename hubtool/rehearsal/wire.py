@@ -1,17 +1,23 @@
 """What every endpoint needs of HTTP: paths with escaped slashes, bounded bodies, the Hub's errors and its paging."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, unquote, urlencode
 
 import msgspec
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 JSON_LIMIT = 8_000_000
 """Bytes of the longest JSON body taken; the client's own requests stay below 1 MB (256 files a call)."""
+
+HEARD_NBYTES = 64 << 20
+"""Bytes of a refused body that are read at most."""
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Nbytes = Annotated[int, msgspec.Meta(ge=0)]
 
 Body = TypeVar("Body")
 Item = TypeVar("Item")
@@ -52,6 +58,11 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error.body, error.status, error.headers)
 
 
+async def left(request: Request, error: Exception) -> Response:
+    """The response to a client that has gone; nobody gets it."""
+    return Response(status_code=400)
+
+
 class EscapedPaths:
     """Routes on the path as it was sent, so that `refs%2Fpr%2F1` stays one segment of it.
 
@@ -69,6 +80,36 @@ class EscapedPaths:
             decoded = (unquote(segment).replace("%", "%25").replace("/", "%2F") for segment in segments)
             scope = {**scope, "path": "/".join(decoded)}
         await self.app(scope, receive, send)
+
+
+class HeardOut:
+    """Reads what is left of a request's body before it is refused.
+
+    A connection that is closed with data unread is reset, and with it the refusal may be lost on its way: the client
+    would see a network error, which it repeats, in place of an answer, which it shows.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on."""
+        complete = scope["type"] != "http"
+
+        async def receiving() -> Message:
+            nonlocal complete
+            message = await receive()
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                heard = 0
+                while not complete and heard < HEARD_NBYTES:
+                    heard += len((await receiving()).get("body", b""))
+            await send(message)
+
+        await self.app(scope, receiving, sending)
 
 
 class Segment(Convertor[str]):
@@ -91,8 +132,15 @@ class Rest(Segment):
     regex = ".*"
 
 
+class Slug(Segment):
+    """The slug of a collection, which has a slash in it."""
+
+    regex = "[^/]+/[^/]+"
+
+
 register_url_convertor("segment", Segment())
 register_url_convertor("rest", Rest())
+register_url_convertor("slug", Slug())
 
 
 async def read_body(request: Request, limit: int = JSON_LIMIT) -> bytes:

@@ -147,6 +147,32 @@ def test_a_large_object_is_uploaded_in_parts(api: HfApi, tmp_path: Path) -> None
     assert Path(api.hf_hub_download(REPO, file.name)).read_bytes() == file.read_bytes()
 
 
+def test_parts_are_checked_as_the_whole_is(api: HfApi, http: httpx2.Client, hub: RehearsalHub) -> None:
+    api.create_repo(REPO)
+    content = shard(7, rows=1500)
+    oid = hashlib.sha256(content).hexdigest()
+    body = {"operation": "upload", "transfers": ["multipart"], "objects": [{"oid": oid, "size": len(content)}]}
+    answer = http.post(f"/{REPO}.git/info/lfs/objects/batch", json=body).json()
+    upload = answer["objects"][0]["actions"]["upload"]
+    chunk = int(upload["header"]["chunk_size"])
+    pieces = [content[start : start + chunk] for start in range(0, len(content), chunk)]
+    assert httpx2.put(upload["header"]["1"], content=pieces[0][:-1]).status_code == 400
+    assert httpx2.put(upload["header"]["1"], content=pieces[0] + b"x").status_code == 400
+    etags = [httpx2.put(upload["header"][str(n)], content=piece).headers["etag"] for n, piece in enumerate(pieces, 1)]
+    parts = [{"partNumber": n, "etag": etag} for n, etag in enumerate(etags, 1)]
+    for wrong in (
+        parts[:-1],
+        [*parts[:-1], {**parts[-1], "etag": etags[0]}],
+        [{**parts[0], "etag": "../x"}, *parts[1:]],
+    ):
+        assert http.post(upload["href"], json={"oid": oid, "parts": wrong}).status_code == 400
+    other = httpx2.put(upload["header"]["1"], content=bytes(chunk)).headers["etag"]
+    damaged = [{"partNumber": 1, "etag": other}, *parts[1:]]
+    answer = http.post(upload["href"], json={"oid": oid, "parts": damaged})
+    assert answer.status_code == 400 and "the bytes hash to" in answer.json()["error"]
+    assert not list(hub.data.glob("blobs/sha256/*/*"))
+
+
 def test_the_second_upload_of_an_object_sends_nothing(
     api: HfApi, http: httpx2.Client, published: dict[str, bytes]
 ) -> None:
@@ -237,6 +263,11 @@ def test_object_that_no_pattern_covers_is_named_in_gitattributes(api: HfApi) -> 
     assert attributes.endswith(
         "*tfevents* filter=lfs diff=lfs merge=lfs -text\ntable.dat filter=lfs diff=lfs merge=lfs -text\n"
     )
+    for number in range(2):
+        file = b"\0binary%d" % number
+        api.upload_file(path_or_fileobj=file, path_in_repo="two words.dat", repo_id=REPO)
+    attributes = Path(api.hf_hub_download(REPO, ".gitattributes")).read_text()
+    assert attributes.count("two[[:space:]]words.dat filter=lfs") == 1
     (entry,) = api.get_paths_info(REPO, "table.dat")
     assert isinstance(entry, RepoFile) and entry.lfs is not None
 

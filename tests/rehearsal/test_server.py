@@ -3,17 +3,20 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from hubtool.errors import HubError
 from hubtool.rehearsal import RehearsalHub
@@ -79,6 +82,14 @@ def test_second_hub_on_the_same_folder_or_port_is_refused(tmp_path: Path) -> Non
         pass
 
 
+def test_state_that_cannot_be_read_is_an_error_that_says_where(tmp_path: Path) -> None:
+    with RehearsalHub(tmp_path / "data") as hub:
+        HfApi(endpoint=hub.endpoint, token=hub.token).create_repo(REPO)
+    (tmp_path / "data" / "repos" / REPO / "refs.json").write_text('{"refs/heads/main": 5}')
+    with pytest.raises(HubError, match="state cannot be read.*another folder"), RehearsalHub(tmp_path / "data"):
+        pass
+
+
 def test_server_stops_when_its_block_raises(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), RehearsalHub(tmp_path / "data") as hub:
         raise ZeroDivisionError
@@ -93,7 +104,7 @@ def test_token_is_readable_by_its_owner_only(hub: RehearsalHub) -> None:
 
 
 def test_whoami_says_who_and_with_which_rights(hub: RehearsalHub) -> None:
-    accounts = hub.hub.accounts
+    accounts = hub.accounts
     accounts.add_user("ann")
     accounts.add_org("lab", {"ann": "write"})
     me = HfApi(endpoint=hub.endpoint, token=accounts.add_token("ann", "read")).whoami()
@@ -103,7 +114,7 @@ def test_whoami_says_who_and_with_which_rights(hub: RehearsalHub) -> None:
 
 def test_writes_need_a_token_with_the_right(hub: RehearsalHub, api: HfApi) -> None:
     api.create_repo(REPO)
-    accounts = hub.hub.accounts
+    accounts = hub.accounts
     accounts.add_user("ann")
     accounts.add_org("lab", {"ann": "write"})
     nobody = HfApi(endpoint=hub.endpoint, token=False)
@@ -130,9 +141,9 @@ def test_writes_need_a_token_with_the_right(hub: RehearsalHub, api: HfApi) -> No
 
 def test_private_repo_does_not_exist_for_others(hub: RehearsalHub, api: HfApi) -> None:
     api.create_repo(REPO, private=True)
-    hub.hub.accounts.add_user("ann")
+    hub.accounts.add_user("ann")
     nobody = HfApi(endpoint=hub.endpoint, token=False)
-    other = HfApi(endpoint=hub.endpoint, token=hub.hub.accounts.add_token("ann", "write"))
+    other = HfApi(endpoint=hub.endpoint, token=hub.accounts.add_token("ann", "write"))
     for client, status in ((nobody, 401), (other, 404)):
         with pytest.raises(RepositoryNotFoundError) as refused:
             client.model_info(REPO)
@@ -180,10 +191,14 @@ def test_requests_for_another_host_name_are_refused(hub: RehearsalHub) -> None:
 
 def test_it_listens_on_loopback_only(hub: RehearsalHub) -> None:
     assert hub.endpoint.startswith("http://127.0.0.1:")
-    assert hub._socket.getsockname()[0] == "127.0.0.1"
+    port = int(hub.endpoint.rsplit(":", 1)[1])
+    listening = [each.laddr for each in psutil.Process().net_connections() if each.status == psutil.CONN_LISTEN]
+    assert [address.ip for address in listening if address.port == port] == ["127.0.0.1"]
 
 
-def test_upload_that_is_cut_off_leaves_nothing(hub: RehearsalHub, api: HfApi, http: httpx2.Client) -> None:
+def test_upload_that_is_cut_off_leaves_nothing(
+    hub: RehearsalHub, api: HfApi, http: httpx2.Client, caplog: pytest.LogCaptureFixture
+) -> None:
     api.create_repo(REPO)
     content = shard(1)
     objects = [{"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}]
@@ -197,11 +212,12 @@ def test_upload_that_is_cut_off_leaves_nothing(hub: RehearsalHub, api: HfApi, ht
     while list(hub.data.glob("blobs/incoming/*")):
         time.sleep(0.01)
     assert not list(hub.data.glob("blobs/sha256/*/*"))
+    assert caplog.messages == []
     assert "actions" in http.post(f"/{REPO}.git/info/lfs/objects/batch", json=body).json()["objects"][0]
 
 
 def test_private_quota_is_kept(hub: RehearsalHub, api: HfApi) -> None:
-    hub.hub.accounts.add_user("someone", private_quota=200_000)
+    hub.accounts.add_user("someone", private_quota=200_000)
     api.create_repo(REPO, private=True)
     api.create_commit(REPO, additions({"1.safetensors": shard(1)}), commit_message="Fits")
     with pytest.raises(HfHubHTTPError, match="Private repository storage limit reached") as refused:
@@ -240,3 +256,107 @@ def raw_request(hub: RehearsalHub, line: str) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(f"{line}\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
         return connection.recv(100)
+
+
+def test_gated_files_are_for_members_only(hub: RehearsalHub, api: HfApi) -> None:
+    api.create_repo(REPO)
+    api.update_repo_settings(REPO, gated="manual")
+    hub.accounts.add_user("ann")
+    ann = HfApi(endpoint=hub.endpoint, token=hub.accounts.add_token("ann", "write"))
+    assert ann.model_info(REPO).gated == "manual"
+    for client in (ann, HfApi(endpoint=hub.endpoint, token=False)):
+        with pytest.raises(GatedRepoError):
+            client.hf_hub_download(REPO, ".gitattributes")
+    assert Path(api.hf_hub_download(REPO, ".gitattributes")).is_file()
+
+
+def test_models_are_listed_for_those_who_may_see_them(hub: RehearsalHub, api: HfApi) -> None:
+    for name in ("someone/a", "someone/b", "other/a"):
+        api.create_repo(name, private=name == "someone/b")
+    assert {model.id for model in api.list_models(author="someone")} == {"someone/a", "someone/b"}
+    nobody = HfApi(endpoint=hub.endpoint, token=False)
+    assert {model.id for model in nobody.list_models(search="/A")} == {"someone/a", "other/a"}
+    assert [model.id for model in nobody.list_models(author="someone")] == ["someone/a"]
+
+
+def test_password_of_a_browser_changes_nothing(hub: RehearsalHub, api: HfApi) -> None:
+    body = {"name": "model", "organization": "someone"}
+    refused = httpx2.post(f"{hub.endpoint}/api/repos/create", json=body, auth=("anyone", hub.token))
+    assert refused.status_code == 401 and not api.repo_exists("someone/model")
+
+
+def test_of_two_commits_on_one_parent_one_is_refused(hub: RehearsalHub, api: HfApi) -> None:
+    api.create_repo(REPO)
+    parent = api.model_info(REPO).sha
+
+    def commit(number: int) -> int:
+        try:
+            api.create_commit(REPO, additions({"n.txt": b"%d" % number}), commit_message="N", parent_commit=parent)
+        except HfHubHTTPError as error:
+            return int(error.response.status_code)
+        return 200
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = sorted(pool.map(commit, range(8)))
+    assert statuses == [200] + [412] * 7
+    assert len(api.list_repo_commits(REPO)) == 2
+
+
+@pytest.mark.parametrize("xet", ["on", "off"])
+def test_unmodified_client_in_a_process_of_its_own_publishes(hub: RehearsalHub, tmp_path: Path, xet: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "m.safetensors").write_bytes(shard(1, rows=900))
+    (folder / "README.md").write_bytes(b"---\nlicense: mit\n---\n")
+    code = (
+        "import sys; from huggingface_hub import HfApi; api = HfApi(); api.create_repo(sys.argv[1])\n"
+        "api.upload_folder(repo_id=sys.argv[1], folder_path=sys.argv[2])\n"
+        "print(api.verify_repo_checksums(sys.argv[1], local_dir=sys.argv[2]).checked_count)"
+    )
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        **{"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "home")},
+        **({"HF_HUB_DISABLE_XET": "1"} if xet == "off" else {}),
+    }
+    command = [sys.executable, "-c", code, REPO, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "2"
+    assert (hub.data / "xet" / REPO / "xet").is_dir() == (xet == "on")
+
+
+def test_accounts_are_made_over_http_by_the_owner_only(hub: RehearsalHub, http: httpx2.Client) -> None:
+    body = {
+        "users": [{"name": "ann", "private_quota": 1000}],
+        "orgs": [{"name": "lab", "members": {"ann": "admin"}}],
+        "tokens": [{"user": "ann", "role": "write"}, {"user": "ann", "role": "read"}],
+    }
+    writer, reader = http.post("/rehearsal/accounts", json=body).json()["tokens"]
+    HfApi(endpoint=hub.endpoint, token=writer).create_repo("lab/model")
+    with pytest.raises(HfHubHTTPError) as refused:
+        HfApi(endpoint=hub.endpoint, token=reader).create_repo("lab/other")
+    assert status_of(refused) == 403
+    others = {"authorization": f"Bearer {writer}"}
+    assert httpx2.post(f"{hub.endpoint}/rehearsal/accounts", json={}, headers=others).status_code == 403
+    assert http.post("/rehearsal/accounts", json={"tokens": [{"user": "bob", "role": "read"}]}).status_code == 404
+    assert http.post("/rehearsal/accounts", json={"users": [{"name": "x", "private_quota": -1}]}).status_code == 400
+
+
+def test_owner_belongs_to_every_namespace(hub: RehearsalHub, api: HfApi) -> None:
+    hub.accounts.add_org("lab", {})
+    api.create_repo(REPO)
+    assert {org["name"] for org in api.whoami()["orgs"]} == {"lab", "someone"}
+
+
+def test_half_made_and_half_deleted_repos_are_gone_after_a_restart(tmp_path: Path) -> None:
+    with RehearsalHub(tmp_path / "data") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo(REPO)
+        shutil.copytree(hub.data / "repos" / REPO, hub.data / "repos" / "someone" / ".half.0123")
+        api.create_repo("someone/deleted")
+        api.delete_repo("someone/deleted")
+        assert [path.name for path in (hub.data / "repos" / "someone").iterdir()].count("deleted") == 0
+    with RehearsalHub(tmp_path / "data") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        assert [model.id for model in api.list_models()] == [REPO]
+        assert [path.name for path in (hub.data / "repos" / "someone").iterdir()] == ["model"]

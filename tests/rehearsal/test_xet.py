@@ -1,8 +1,10 @@
 """The default path of the stock client: contents go through hf_xet."""
 
 import hashlib
+import json
 from pathlib import Path
 
+import hf_xet  # type: ignore[import-untyped]  # it has no types
 import httpx2
 import huggingface_hub.constants
 import pytest
@@ -10,6 +12,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import BadRequestError
 
 from hubtool.rehearsal import RehearsalHub
+from hubtool.rehearsal.faults import EXPIRED_TOKEN, QUOTA_REACHED, Answer, Fault
 from hubtool.rehearsal.wire import Refusal
 from hubtool.rehearsal.xet import XetStore
 from tests.rehearsal.content import REPO, additions, shard
@@ -71,6 +74,38 @@ def test_discarding_hub_drops_the_chunks_too(tmp_path: Path) -> None:
         assert kept < 600_000 < len(shard(1, rows=2000))
 
 
+@pytest.mark.parametrize("answer", [EXPIRED_TOKEN, QUOTA_REACHED])
+def test_refused_xet_token_ends_the_upload_and_leaves_the_repo_as_it_was(
+    api: HfApi, hub: RehearsalHub, answer: Answer
+) -> None:
+    api.create_repo(REPO)
+    hub.faults.add(Fault("xet-token", answer=answer))
+    operations = additions({"a.safetensors": shard(9)})
+    with pytest.raises((ConnectionError, PermissionError)):
+        api.create_commit(REPO, operations, commit_message="Refused")
+    assert hub.faults.calls["xet-token"] == 1 and hub.faults.calls["commit"] == 0
+    api.create_commit(REPO, operations, commit_message="Taken")
+    assert [commit.title for commit in api.list_repo_commits(REPO)] == ["Taken", "initial commit"]
+
+
+def test_commit_through_xet_may_have_landed_though_its_answer_was_lost(api: HfApi, hub: RehearsalHub) -> None:
+    api.create_repo(REPO)
+    hub.faults.add(Fault("commit", "reset-after"))
+    with pytest.raises(httpx2.TransportError):
+        api.create_commit(REPO, additions({"a.safetensors": shard(9)}), commit_message="Landed")
+    assert [commit.title for commit in api.list_repo_commits(REPO)] == ["Landed", "initial commit"]
+
+
+def test_repo_that_is_made_again_knows_nothing_of_the_deleted_one(api: HfApi) -> None:
+    operations = {"a.safetensors": shard(9)}
+    for _ in range(2):
+        api.create_repo(REPO)
+        assert api.model_info(REPO).used_storage == 0
+        api.create_commit(REPO, additions(operations), commit_message="Publish")
+        assert api.model_info(REPO).used_storage == len(shard(9))
+        api.delete_repo(REPO)
+
+
 def test_damaged_store_is_noticed(api: HfApi, hub: RehearsalHub) -> None:
     api.create_repo(REPO)
     operations = additions({"a.safetensors": shard(6, rows=900)})
@@ -100,3 +135,23 @@ def test_store_of_another_format_is_an_error_that_says_so(tmp_path: Path) -> Non
         (shards / "0.mdb").write_bytes(content)
         with pytest.raises(Refusal, match="format this rehearsal Hub does not know"):
             store.files()
+
+
+def test_stream_without_a_local_file_is_committed(api: HfApi, hub: RehearsalHub) -> None:
+    api.create_repo(REPO)
+    content = shard(8, rows=1500)
+    address = f"{hub.endpoint}/api/models/{REPO}/xet-write-token/main"
+    headers = {"authorization": f"Bearer {hub.token}"}
+    with hf_xet.XetSession().new_upload_commit(token_refresh_url=address, token_refresh_headers=headers) as upload:
+        stream = upload.start_upload_stream(sha256=hf_xet.COMPUTE_SHA256)
+        for start in range(0, len(content), 100_000):
+            stream.write(content[start : start + 100_000])
+        info = stream.finish()
+    lines = [
+        {"key": "header", "value": {"summary": "Streamed"}},
+        {"key": "lfsFile", "value": {"path": "m.safetensors", "oid": info.xet_info.sha256, "size": len(content)}},
+    ]
+    body = "\n".join(json.dumps(line) for line in lines)
+    answer = httpx2.post(f"{hub.endpoint}/api/models/{REPO}/commit/main", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert Path(api.hf_hub_download(REPO, "m.safetensors")).read_bytes() == content
