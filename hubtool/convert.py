@@ -2,6 +2,10 @@
 
 Several plans over one source are carried out in one pass: a piece is read and decoded once, and what two plans store
 alike is made once. Memory is a few pieces for each job, whatever the model's size.
+
+`jobs` threads make pieces, each of them from reading to writing, so that one thread's I/O overlaps with the other's
+arithmetic; one more thread hashes and syncs what is complete from a shard's beginning on, and gives a whole shard its
+name.
 """
 
 import hashlib
@@ -9,13 +13,13 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from hubtool import units
@@ -27,17 +31,24 @@ from hubtool.journal import (
     describe_change,
     locked,
     read_origin,
+    sync,
     sync_folder,
     write_origin,
+    writing,
 )
-from hubtool.pieces import LoadedPiece
-from hubtool.plan import OutputTensor, Piece, Plan, Step
-from hubtool.quantize import Array
-from hubtool.recipe import Format
-from hubtool.source import Source, file_sha256
+from hubtool.pieces import Made, PieceMaker
+from hubtool.plan import Piece, Plan, Step
+from hubtool.record import RECORD_FILE
+from hubtool.source import HASH_BLOCK_NBYTES, Source, pread_into
 
 BYTE_FORMAT = 1
 """Changes whenever the same plan would give other bytes than before."""
+
+HASH_STEP_NBYTES = 64 * units.MIB
+"""How much of a shard is complete before it is worth hashing further."""
+
+ERROR_ROWS = 64
+"""By default the error of every 64th row of a piece is measured: less than 2 % of the work of quantizing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,58 +67,9 @@ class Advance:
     label: str
 
 
-class _Folder:
-    """A target at work.
-
-    Attributes:
-        target: Its plan and folder.
-        journal: Its state.
-        todo: Numbers of the pieces that are left.
-        waiting: For each shard that is not complete, how many pieces it still waits for.
-    """
-
-    def __init__(self, target: Target, journal: Journal) -> None:
-        self.target = target
-        self.journal = journal
-        self.todo: set[int] = set()
-        self.waiting: dict[int, int] = {}
-        self._descriptors: dict[int, int] = {}
-        self._lock = threading.Lock()
-
-    def partial(self, index: int) -> Path:
-        """Where a shard lies until it is complete."""
-        return self.journal.partial / self.target.plan.shards[index].file
-
-    def open(self, index: int) -> int:
-        """The descriptor of a partial shard, which is made at its full size if it is not there."""
-        with self._lock:
-            if index not in self._descriptors:
-                shard = self.target.plan.shards[index]
-                descriptor = os.open(self.partial(index), os.O_RDWR | os.O_CREAT, 0o644)
-                self._descriptors[index] = descriptor
-                os.ftruncate(descriptor, shard.nbytes)
-                os.pwrite(descriptor, shard.header, 0)
-            return self._descriptors[index]
-
-    def sync(self, index: int) -> None:
-        """Bring a partial shard to the disk and close it."""
-        descriptor = self.open(index)
-        os.fsync(descriptor)
-        with self._lock:
-            os.close(self._descriptors.pop(index))
-
-    def close(self) -> None:
-        """Close whatever is open."""
-        with self._lock:
-            while self._descriptors:
-                os.close(self._descriptors.popitem()[1])
-        self.journal.close()
-
-
 def source_signature(source: Source) -> str:
     """A digest of the source's headers and identity, to notice that it is another one."""
-    digest = hashlib.sha256()
-    digest.update(f"{source.identity.commit}".encode())
+    digest = hashlib.sha256(f"{source.identity.commit}".encode())
     for file, header in source.shards.items():
         digest.update(f"{file} {header.nbytes} {header.data_nbytes} {source.stamp(file)}\n".encode())
     return digest.hexdigest()
@@ -126,6 +88,8 @@ def check_folder(target: Target, source: Source) -> None:
             remedy="give another --out, or empty it",
         )
     changes = describe_change(begun, _origin(target.plan, source))
+    if changes.keys() == {"backend"} and (folder / RECORD_FILE).is_file():
+        return  # nothing is left to be made
     if changes:
         raise OutputError(
             "the output folder was begun with something else",
@@ -136,31 +100,46 @@ def check_folder(target: Target, source: Source) -> None:
 
 
 def _origin(plan: Plan, source: Source) -> Origin:
-    return Origin(plan.digest, source_signature(source), BYTE_FORMAT)
+    return Origin(plan.digest, source_signature(source), BYTE_FORMAT, require_backend())
 
 
-def check_disk(target: Target) -> None:
-    """Raise OutputError if the disk has too little room for what is left to write."""
-    folder = target.folder
-    there = sum(path.stat().st_blocks * 512 for path in folder.rglob("*.safetensors")) if folder.exists() else 0
-    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    free = shutil.disk_usage(parent).free
-    needed = target.plan.disk_nbytes - there
-    if needed > free:
-        raise OutputError(
-            "the disk is too full",
-            where=folder,
-            found=f"{units.format_nbytes(free)} free",
-            expected=f"{units.format_nbytes(needed)}",
-            remedy="free some space, or give an --out on another disk",
-        )
+def check_disks(source: Source, targets: Sequence[Target]) -> None:
+    """Raise OutputError if a disk has too little room for what is left to write on it.
+
+    What is fetched of the source is counted where the first target lies.
+    """
+    needed: dict[int, int] = {}
+    for number, target in enumerate(targets):
+        folder = target.folder
+        shards = [*folder.glob("*.safetensors"), *Journal(folder).partial.glob("*.safetensors")]
+        there = sum(path.stat().st_blocks * 512 for path in shards) - (0 if number else source.disk_nbytes)
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        device = place.stat().st_dev
+        needed[device] = needed.get(device, 0) + target.plan.disk_nbytes - there
+        free = shutil.disk_usage(place).free
+        if needed[device] > free:
+            raise OutputError(
+                "the disk is too full",
+                where=folder,
+                found=f"{units.format_nbytes(free)} free",
+                expected=units.format_nbytes(needed[device]),
+                remedy="free some space, or give an --out on another disk",
+            )
 
 
-def convert(source: Source, targets: Sequence[Target], jobs: int = 2) -> Iterator[Advance]:
+def convert(
+    source: Source, targets: Sequence[Target], jobs: int = 2, error_rows: int = ERROR_ROWS
+) -> Generator[Advance, None, None]:
     """Carry out each target's plan, yielding every step forward; the caller's loop is the progress bar.
 
-    A target that was begun goes on where it stopped. Afterwards `Journal(folder).load().shards` has every shard's
-    SHA-256. Peak memory is about `jobs` pieces: see `Plan.peak_nbytes`.
+    A target that was begun goes on where it stopped. Afterwards `Journal(folder).load()` has every shard's SHA-256 and
+    the sums of every piece's error. Peak memory is about `jobs` pieces: see `Plan.peak_nbytes`.
+
+    Args:
+        source: The checkpoint.
+        targets: Plans of one model over this source, and a folder for each.
+        jobs: Pieces that are made at once.
+        error_rows: Every how many-th row's error is measured: 1 for all, 0 for none.
 
     Raises:
         OutputError: A folder is in use, was begun with something else, or its disk is full.
@@ -169,16 +148,18 @@ def convert(source: Source, targets: Sequence[Target], jobs: int = 2) -> Iterato
     require_backend()
     for target in targets:
         check_folder(target, source)
-        check_disk(target)
+    check_disks(source, targets)
     with ExitStack() as stack:
         folders = [stack.enter_context(_opened(target, source)) for target in targets]
         for folder in folders:
-            yield from _resume(folder)
-        yield from _run(source, folders, jobs)
+            yield from folder.resume()
+        yield from _Run(source, folders, jobs, error_rows).advance()
+        for folder in folders:
+            folder.journal.partial.rmdir()
 
 
 @contextmanager
-def _opened(target: Target, source: Source) -> Iterator[_Folder]:
+def _opened(target: Target, source: Source) -> Iterator["_Folder"]:
     """Hold a target's folder and its state."""
     with locked(target.folder):
         if read_origin(target.folder) is None:
@@ -192,143 +173,256 @@ def _opened(target: Target, source: Source) -> Iterator[_Folder]:
             folder.close()
 
 
-def _resume(folder: _Folder) -> Iterator[Advance]:
-    """Find out what is done, and believe of an unfinished shard only what its bytes say too."""
-    plan, progress = folder.target.plan, folder.journal.load()
-    for index, shard in enumerate(plan.shards):
-        final = folder.target.folder / shard.file
-        if shard.file in progress.shards and final.is_file() and final.stat().st_size == shard.nbytes:
-            yield Advance(shard.data_nbytes, shard.file)
-        else:
-            final.unlink(missing_ok=True)
-            folder.waiting[index] = 0
-    begun = {index for index in folder.waiting if folder.partial(index).is_file()}
-    for number, piece in enumerate(plan.pieces()):
-        step = plan.steps[piece.step]
-        outputs = [output for output in step.outputs if output.shard in folder.waiting]
-        checksums = progress.pieces.get(number, ())
-        good = len(checksums) == len(step.outputs) and all(
-            output.shard in begun and _checksum(folder, step, output, piece) == checksum
-            for output, checksum in zip(step.outputs, checksums, strict=True)
-            if output.shard in folder.waiting
-        )
-        if good:
-            yield Advance(sum(step.output_range(output, piece)[1] for output in outputs), step.parameter.path)
-        elif outputs:
-            folder.todo.add(number)
-            for output in outputs:
-                folder.waiting[output.shard] += 1
+class _Shard:
+    """A shard that is not complete: its partial file, which bytes of it are there, and how far it is hashed.
 
+    Bytes are hashed in order from the beginning as soon as they are there, while others are still being made.
+    """
 
-def _checksum(folder: _Folder, step: Step, output: OutputTensor, piece: Piece) -> int:
-    offset, nbytes = step.output_range(output, piece)
-    return zlib.crc32(os.pread(folder.open(output.shard), nbytes, offset))
-
-
-def _run(source: Source, folders: Sequence[_Folder], jobs: int) -> Iterator[Advance]:
-    """Work on the pieces that are left with `jobs` threads, at most one piece a thread in flight and one waiting."""
-    plan = folders[0].target.plan
-    worker = _Worker(source, folders)
-    work = (
-        (number, piece, [folder for folder in folders if number in folder.todo])
-        for number, piece in enumerate(plan.pieces())
-    )
-    pending: set[Future[Sequence[Advance]]] = set()
-    with ThreadPoolExecutor(jobs, "hubtool-convert") as pool:
-        try:
-            for folder in folders:
-                for index in [index for index, count in folder.waiting.items() if not count]:
-                    pending.add(pool.submit(worker.finish_shard, folder, index))
-            for number, piece, wanted in work:
-                if not wanted:
-                    continue
-                pending.add(pool.submit(worker.do_piece, number, piece, wanted))
-                while len(pending) >= 2 * jobs:
-                    yield from _collect(pending, worker, pool)
-            while pending:
-                yield from _collect(pending, worker, pool)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _collect(pending: set[Future[Sequence[Advance]]], worker: "_Worker", pool: ThreadPoolExecutor) -> Iterator[Advance]:
-    """Wait for something to finish, and start on the shards that it completed."""
-    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-    pending -= done
-    advances = [advance for future in done for advance in future.result()]
-    for folder, index in worker.take_complete():
-        pending.add(pool.submit(worker.finish_shard, folder, index))
-    yield from advances
-
-
-class _Worker:
-    """What the threads share: the source, the folders, and the shards that wait to be finished."""
-
-    def __init__(self, source: Source, folders: Sequence[_Folder]) -> None:
-        self._source = source
+    def __init__(self, path: Path, header: bytes, nbytes: int) -> None:
+        self.path = path
+        self.nbytes = nbytes
+        self.begun = path.is_file()
+        self._header = header
+        self._descriptor: int | None = None
+        self._digest = hashlib.sha256()
+        self._hashed = 0
+        self._due = 0
+        self._complete = 0
+        self._ahead: dict[int, int] = {0: len(header)}
         self._lock = threading.Lock()
-        self._complete: list[tuple[_Folder, int]] = []
-        self._local = threading.local()
 
-    def take_complete(self) -> list[tuple[_Folder, int]]:
-        """Shards all of whose pieces are written, handed out once."""
+    def open(self) -> int:
+        """The descriptor of the partial file, which is made at its full size if it is not there."""
         with self._lock:
-            complete, self._complete = self._complete, []
-        return complete
+            if self._descriptor is None:
+                with writing(self.path):
+                    self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+                    os.ftruncate(self._descriptor, self.nbytes)
+                    os.pwrite(self._descriptor, self._header, 0)
+            return self._descriptor
 
-    def do_piece(self, number: int, piece: Piece, folders: Sequence[_Folder]) -> Sequence[Advance]:
-        """Make one piece and write it into each folder that lacks it."""
-        if not hasattr(self._local, "stream"):
-            self._local.stream = mx.new_stream(mx.default_device())
-        with mx.stream(self._local.stream):
-            loaded = LoadedPiece(self._source, folders[0].target.plan.steps[piece.step], piece)
-            made: dict[tuple[str, Format], tuple[Array, ...]] = {}
-            advances = []
-            for folder in folders:
-                step = folder.target.plan.steps[piece.step]
-                key = (step.how, step.format)
-                if key not in made:
-                    made[key] = loaded.make(step)
-                advances.append(self._write(folder, number, step, piece, made[key]))
-        return advances
+    def write(self, offset: int, view: memoryview) -> None:
+        """Write bytes at their offset."""
+        descriptor = self.open()
+        with writing(self.path):
+            while view:
+                count = os.pwrite(descriptor, view, offset)
+                view, offset = view[count:], offset + count
 
-    def _write(self, folder: _Folder, number: int, step: Step, piece: Piece, arrays: tuple[Array, ...]) -> Advance:
-        checksums, nbytes, written = [], 0, []
-        for output, array in zip(step.outputs, arrays, strict=True):
-            view = np.ascontiguousarray(array).data.cast("B")
+    def checksum(self, offset: int, nbytes: int) -> int:
+        """CRC-32 of bytes of the partial file."""
+        return zlib.crc32(os.pread(self.open(), nbytes, offset))
+
+    def note(self, offset: int, nbytes: int) -> None:
+        """Take down that bytes are there."""
+        with self._lock:
+            self._ahead[offset] = offset + nbytes
+            while (end := self._ahead.pop(self._complete, None)) is not None:
+                self._complete = end
+
+    def take_due(self) -> int:
+        """Up to which offset the shard should now be hashed, told once; 0 if that can wait."""
+        with self._lock:
+            whole = self._complete == self.nbytes != self._due
+            if not whole and self._complete - self._due < HASH_STEP_NBYTES:
+                return 0
+            self._due = self._complete
+            return self._due
+
+    def hash_to(self, end: int) -> str | None:
+        """Hash and sync on to `end`, which `take_due` told; the SHA-256 if that is the whole shard."""
+        descriptor = self.open()
+        buffer = memoryview(bytearray(HASH_BLOCK_NBYTES))
+        while self._hashed < end:
+            view = buffer[: min(len(buffer), end - self._hashed)]
+            pread_into(descriptor, self._hashed, view, self.path.name)
+            self._digest.update(view)
+            self._hashed += len(view)
+        with writing(self.path):
+            sync(descriptor)
+        return self._digest.hexdigest() if self._hashed == self.nbytes else None
+
+    def close(self) -> None:
+        """Close the partial file."""
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+
+class _Folder:
+    """A target at work.
+
+    Attributes:
+        target: Its plan and folder.
+        journal: Its state.
+        todo: Numbers of the pieces that are left.
+        shards: The shards that are not complete, by index.
+    """
+
+    def __init__(self, target: Target, journal: Journal) -> None:
+        self.target = target
+        self.journal = journal
+        self.todo: set[int] = set()
+        self.shards: dict[int, _Shard] = {}
+
+    def resume(self) -> Iterator[Advance]:
+        """Find out what is done, and believe of an unfinished shard only what its bytes say too."""
+        plan, progress = self.target.plan, self.journal.load()
+        for index, shard in enumerate(plan.shards):
+            final = self.target.folder / shard.file
+            if progress.sha256(final) is not None:
+                yield Advance(shard.data_nbytes, shard.file)
+            else:
+                final.unlink(missing_ok=True)
+                self.shards[index] = _Shard(self.journal.partial / shard.file, shard.header, shard.nbytes)
+        for number, piece in enumerate(plan.pieces()):
+            step = plan.steps[piece.step]
+            checksums = progress.pieces.get(number, ())
+            if len(checksums) == len(step.outputs) and self._holds(step, piece, checksums):
+                yield Advance(self._note(step, piece), step.parameter.path)
+            elif any(output.shard in self.shards for output in step.outputs):
+                self.todo.add(number)
+
+    def _holds(self, step: Step, piece: Piece, checksums: Sequence[int]) -> bool:
+        """Whether the partial shards have what was written down for a piece."""
+        for output, checksum in zip(step.outputs, checksums, strict=True):
+            shard = self.shards.get(output.shard)
+            if shard and not (shard.begun and shard.checksum(*step.output_range(output, piece)) == checksum):
+                return False
+        return True
+
+    def _note(self, step: Step, piece: Piece) -> int:
+        """Take down that a piece's bytes are in the partial shards; how many those are."""
+        done = 0
+        for output in step.outputs:
+            if output.shard in self.shards:
+                offset, nbytes = step.output_range(output, piece)
+                self.shards[output.shard].note(offset, nbytes)
+                done += nbytes
+        return done
+
+    def write(self, number: int, piece: Piece, made: Made) -> Advance:
+        """Write what a piece came to, and write that down."""
+        step = self.target.plan.steps[piece.step]
+        checksums = []
+        views = [np.ascontiguousarray(array).data.cast("B") for array in made.arrays]
+        for output, view in zip(step.outputs, views, strict=True):
             offset, length = step.output_range(output, piece)
             assert len(view) == length, (step.parameter.path, len(view), length)
             checksums.append(zlib.crc32(view))
-            if output.shard in folder.waiting:
-                _pwrite(folder.open(output.shard), view, offset, folder.target.folder)
-                written.append(output.shard)
-                nbytes += length
-        with self._lock:
-            folder.journal.piece_done(number, tuple(checksums), None)
-            for index in written:
-                folder.waiting[index] -= 1
-                if not folder.waiting[index]:
-                    self._complete.append((folder, index))
-        return Advance(nbytes, step.parameter.path)
+            if output.shard in self.shards:
+                self.shards[output.shard].write(offset, view)
+        self.journal.piece_done(number, tuple(checksums), made.error)
+        return Advance(self._note(step, piece), step.parameter.path)
 
-    def finish_shard(self, folder: _Folder, index: int) -> Sequence[Advance]:
-        """Sync and hash a shard whose bytes are all written, and give it its name."""
-        folder.sync(index)
-        sha256 = file_sha256(folder.partial(index))
-        file = folder.target.plan.shards[index].file
-        with self._lock:
-            folder.journal.shard_done(file, sha256)
-        folder.partial(index).rename(folder.target.folder / file)
-        sync_folder(folder.target.folder)
-        return ()
+    def hash_to(self, index: int, end: int) -> bool:
+        """Hash a shard on; if it is complete, write that down and give it its name. Whether it was."""
+        shard = self.shards[index]
+        sha256 = shard.hash_to(end)
+        if sha256 is None:
+            return False
+        shard.close()
+        self.journal.shard_done(shard.path, sha256)
+        with writing(self.target.folder):
+            shard.path.rename(self.target.folder / shard.path.name)
+            sync_folder(self.target.folder)
+        return True
+
+    def close(self) -> None:
+        """Close whatever is open."""
+        for shard in self.shards.values():
+            shard.close()
+        self.journal.close()
 
 
-def _pwrite(descriptor: int, view: memoryview, offset: int, folder: Path) -> None:
-    try:
-        while view:
-            count = os.pwrite(descriptor, view, offset)
-            view, offset = view[count:], offset + count
-    except OSError as error:
-        raise OutputError(
-            "cannot be written", where=folder, found=error.strerror, remedy="free some space, then run it again"
-        ) from error
+class _Run:
+    """One pass over the source for all folders."""
+
+    def __init__(self, source: Source, folders: Sequence[_Folder], jobs: int, error_rows: int) -> None:
+        self._source = source
+        self._folders = folders
+        self._jobs = jobs
+        self._error_rows = error_rows
+        self._plan = folders[0].target.plan
+        self._local = threading.local()
+        self._needs = self._shards_by_source_file()
+        self._hashing: dict[Future[bool], tuple[_Folder, int]] = {}
+
+    def advance(self) -> Iterator[Advance]:
+        """Make every piece that is left: at most two a job are begun and not collected at any time."""
+        self._source.prepare(list(self._needs))
+        making: set[Future[Sequence[Advance]]] = set()
+        with (
+            ThreadPoolExecutor(self._jobs, "hubtool-make") as makers,
+            ThreadPoolExecutor(1, "hubtool-hash") as hasher,
+        ):
+            try:
+                self._hash_on(hasher)
+                for number, piece in enumerate(self._plan.pieces()):
+                    wanted = [folder for folder in self._folders if number in folder.todo]
+                    if wanted:
+                        making.add(makers.submit(self._make, number, piece, wanted))
+                    while len(making) >= 2 * self._jobs:
+                        yield from self._collect(making, hasher)
+                while making or self._hashing:
+                    yield from self._collect(making, hasher)
+            except BaseException:
+                self._source.stop()  # or a thread that waits for it would hold up the shutdown
+                raise
+            finally:
+                makers.shutdown(cancel_futures=True)
+                hasher.shutdown(cancel_futures=True)
+
+    def _make(self, number: int, piece: Piece, folders: Sequence[_Folder]) -> Sequence[Advance]:
+        """Make one piece, and write it into each folder that lacks it."""
+        if not hasattr(self._local, "maker"):
+            self._local.maker = PieceMaker(self._source, self._error_rows)
+        made = self._local.maker.make(piece, [folder.target.plan.steps[piece.step] for folder in folders])
+        return [folder.write(number, piece, each) for folder, each in zip(folders, made, strict=True)]
+
+    def _collect(self, making: set[Future[Sequence[Advance]]], hasher: ThreadPoolExecutor) -> Iterator[Advance]:
+        """Wait until something is done; yield what was written, and go on with what that completed."""
+        running: set[Future[Any]] = {*making, *self._hashing}
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in [future for future in self._hashing if future in done]:
+            folder, index = self._hashing.pop(future)
+            if future.result():
+                self._finish(folder, index)
+        for made in [future for future in making if future in done]:
+            making.discard(made)
+            yield from made.result()
+        self._hash_on(hasher)
+
+    def _hash_on(self, hasher: ThreadPoolExecutor) -> None:
+        """Have the shards hashed further of which enough is complete."""
+        for folder in self._folders:
+            for index, shard in folder.shards.items():
+                if end := shard.take_due():
+                    self._hashing[hasher.submit(folder.hash_to, index, end)] = (folder, index)
+
+    def _shards_by_source_file(self) -> dict[str, set[tuple[int, int]]]:
+        """For each file of the source, in the order of need, which unfinished shards of which folders wait for it."""
+        needs: dict[str, set[tuple[int, int]]] = {}
+        for number, folder in enumerate(self._folders):
+            plan = folder.target.plan
+            for step in {piece.step: None for n, piece in enumerate(plan.pieces()) if n in folder.todo}:
+                shards = {(number, output.shard) for output in plan.steps[step].outputs} & {
+                    (number, index) for index in folder.shards
+                }
+                for part in plan.steps[step].parameter.parts:
+                    for name in (part.weight, part.scale):
+                        if name is not None:
+                            needs.setdefault(self._source.tensors[name].file, set()).update(shards)
+        return needs
+
+    def _finish(self, folder: _Folder, index: int) -> None:
+        """A shard has its name: let go of the files of the source that nothing waits for any more."""
+        del folder.shards[index]
+        finished = (self._folders.index(folder), index)
+        for file in [file for file, shards in self._needs.items() if finished in shards]:
+            self._needs[file].discard(finished)
+            if not self._needs[file]:
+                del self._needs[file]
+                self._source.release(file)

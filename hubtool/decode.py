@@ -24,15 +24,27 @@ MXFP8_GROUP = 32
 """Columns that share an E8M0 byte in MLX's mxfp8."""
 
 
-def decode_fp4(packed: Bytes, scale: Bytes) -> Bits16:
+def decode_fp4(
+    packed: Bytes,
+    scale: Bytes,
+    index: npt.NDArray[np.uint16] | None = None,
+    out: npt.NDArray[np.uint32] | None = None,
+) -> Bits16:
     """bfloat16 bits [out, in] of nibble pairs [out, in/2] with E8M0 bytes [out, in/32].
 
     The low nibble is the even column.
+
+    Args:
+        packed: Nibble pairs.
+        scale: One byte a row and 32 columns.
+        index: Scratch of the shape of `packed`, for callers that decode often.
+        out: Where to write, of the shape of `packed`, likewise.
     """
-    rows, pairs = packed.shape
-    groups = packed.reshape(rows, scale.shape[1], -1)
-    decoded: npt.NDArray[np.uint32] = np.take(_fp4_table(), groups | _row_of_table(scale), mode="clip")
-    return decoded.reshape(rows, pairs).view(np.uint16)
+    index = np.empty(packed.shape, np.uint16) if index is None else index
+    groups = (packed.shape[0], scale.shape[1], -1)
+    np.bitwise_or(packed.reshape(groups), _row_of_table(scale), out=index.reshape(groups))
+    decoded: npt.NDArray[np.uint32] = np.take(_fp4_table(), index, out=out, mode="clip")
+    return decoded.view(np.uint16)
 
 
 def decode_fp8(weight: Bytes, scale: Bytes, block: tuple[int, int]) -> Bits16:

@@ -11,6 +11,7 @@ read back and compared, and a line that was cut off is worth nothing.
 
 import fcntl
 import os
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,11 +36,13 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         plan: The plan's digest.
         source: A digest of the source's identity: see `source_signature`.
         byte_format: hubtool's own mark of how bytes are made; it changes when they would.
+        backend: MLX's backend: quantizing on a GPU rounds about one weight in a hundred differently than on a CPU.
     """
 
     plan: str
     source: str
     byte_format: int
+    backend: str
 
 
 class _PieceLine(msgspec.Struct, tag="piece", frozen=True, array_like=True):
@@ -51,6 +54,7 @@ class _PieceLine(msgspec.Struct, tag="piece", frozen=True, array_like=True):
 class _ShardLine(msgspec.Struct, tag="shard", frozen=True, array_like=True):
     file: str
     sha256: str
+    mtime_ns: int
 
 
 @dataclass
@@ -60,22 +64,24 @@ class Progress:
     Attributes:
         pieces: Checksums (CRC-32) of the bytes written for each output, by piece number.
         errors: Squared error and squared weight summed over the rows that were measured, by piece number.
-        shards: SHA-256 of the finished shards by file name.
+        shards: SHA-256 and time of the last change (nanoseconds) of the finished shards, by file name.
     """
 
     pieces: dict[int, tuple[int, ...]] = field(default_factory=dict)
     errors: dict[int, tuple[float, float]] = field(default_factory=dict)
-    shards: dict[str, str] = field(default_factory=dict)
+    shards: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def sha256(self, path: Path) -> str | None:
+        """The SHA-256 of a finished shard, None if it was not finished or has been changed since."""
+        sha256, mtime_ns = self.shards.get(path.name, (None, 0))
+        return sha256 if path.is_file() and path.stat().st_mtime_ns == mtime_ns else None
 
 
 class Journal:
-    """The state of one output folder; use it as a context manager, which locks the folder.
+    """The state of one output folder, which its user holds with `locked` while it writes.
 
     Args:
-        folder: The output folder, made if it is not there.
-
-    Raises:
-        OutputError: Another process works on the folder.
+        folder: The output folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -97,7 +103,7 @@ class Journal:
                 continue
             line = decoder.decode(body)
             if isinstance(line, _ShardLine):
-                progress.shards[line.file] = line.sha256
+                progress.shards[line.file] = (line.sha256, line.mtime_ns)
             else:
                 progress.pieces[line.number] = line.checksums
                 if line.errors is not None:
@@ -108,19 +114,20 @@ class Journal:
         """Write down that a piece's outputs were written."""
         self._append(_PieceLine(number, checksums, errors))
 
-    def shard_done(self, file: str, sha256: str) -> None:
+    def shard_done(self, path: Path, sha256: str) -> None:
         """Write down that a shard is complete and synced, and sync that."""
-        self._append(_ShardLine(file, sha256))
+        self._append(_ShardLine(path.name, sha256, path.stat().st_mtime_ns))
         if self._descriptor is not None:
-            os.fsync(self._descriptor)
+            sync(self._descriptor)
 
     def _append(self, line: _PieceLine | _ShardLine) -> None:
-        if self._descriptor is None:
-            self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            if os.fstat(self._descriptor).st_size:
-                os.write(self._descriptor, b"\n")  # a line that was cut off must not swallow the next
         body = msgspec.json.encode(line)
-        os.write(self._descriptor, b"%08x %s\n" % (zlib.crc32(body), body))
+        with writing(self._file):
+            if self._descriptor is None:
+                self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                if os.fstat(self._descriptor).st_size:
+                    os.write(self._descriptor, b"\n")  # a line that was cut off must not swallow the next
+            os.write(self._descriptor, b"%08x %s\n" % (zlib.crc32(body), body))
 
     def close(self) -> None:
         """Close the journal's file."""
@@ -174,14 +181,41 @@ def write_origin(folder: Path, origin: Origin) -> None:
     write_beside(folder / STATE_DIR / "plan.json", msgspec.json.encode(origin))
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            "cannot be written",
+            where=path,
+            found=error.strerror,
+            remedy="check the disk and its free space, then run it again: it goes on where it stopped",
+        ) from error
+
+
 def write_beside(path: Path, content: bytes) -> None:
-    """Write a file so that its name never stands for less than all of it: beside, synced, then renamed."""
+    """Write a file so that its name never stands for less than all of it: beside, synced, then renamed.
+
+    Raises:
+        OutputError: The disk is full or fails.
+    """
     beside = path.with_name(f".{path.name}.new")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
+    with writing(path):
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            sync(file.fileno())
+        beside.rename(path)
+
+
+def sync(descriptor: int) -> None:
+    """Bring a file's bytes to the disk itself: on macOS `fsync` alone stops at the drive's cache."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -199,5 +233,6 @@ def describe_change(begun: Origin, now: Origin) -> Mapping[str, str]:
         "plan": "the recipe or the source's layout has changed",
         "source": "the source's files have changed",
         "byte_format": "hubtool makes other bytes now",
+        "backend": "MLX's backend was another, which rounds differently",
     }
     return {name: text for name, text in words.items() if getattr(begun, name) != getattr(now, name)}

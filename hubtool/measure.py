@@ -1,7 +1,7 @@
 """What a finished folder really holds, from its headers and files alone, and where it contradicts itself."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,8 +11,8 @@ import msgspec
 
 from hubtool import units
 from hubtool.errors import SourceError
-from hubtool.record import RECORD_FILE, FileRecord, MeasuredRecord, Record
-from hubtool.source import CARD_FILE, CONFIG_FILE, INDEX_FILE, SINGLE_FILE, file_sha256, parse_index, parse_json
+from hubtool.record import RECORD_FILE, FileRecord, MeasuredRecord, Record, is_derived
+from hubtool.source import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, file_sha256, parse_index, parse_json
 from hubtool.tensors import Header, TensorSpec, read_header
 
 
@@ -47,17 +47,35 @@ def measure(folder: Path, record: Record | None, known: Mapping[str, str] | None
     if not shards:
         raise SourceError("no safetensors files", where=folder, remedy="check the path")
     headers = {name: read_header(folder / name) for name in shards}
-    config = parse_json((folder / CONFIG_FILE).read_bytes(), CONFIG_FILE) if CONFIG_FILE in files else {}
-    facts, problems = measure_headers(headers, config)
     hashes = {name: (known or {}).get(name) or file_sha256(folder / name) for name in files}
     records = tuple(FileRecord(name=name, sha256=hashes[name], nbytes=(folder / name).stat().st_size) for name in files)
-    if INDEX_FILE in files:
-        problems += _compare_index((folder / INDEX_FILE).read_bytes(), headers, facts)
-    elif shards != [SINGLE_FILE]:
-        problems.append(f"{INDEX_FILE}: missing, and there are {len(shards)} shards")
+    return measure_files(headers, records, lambda name: (folder / name).read_bytes(), record)
+
+
+def measure_files(
+    headers: Mapping[str, Header],
+    files: Sequence[FileRecord],
+    read: Callable[[str], bytes],
+    record: Record | None,
+) -> Measurement:
+    """What files hold that lie anywhere.
+
+    Args:
+        headers: Of every shard, by file name.
+        files: Every file, the shards too; sorted by name.
+        read: Gives the bytes of a file that is not a shard.
+        record: What the files should hold, if they have a record.
+    """
+    named = {file.name: file for file in files}
+    config = parse_json(read(CONFIG_FILE), CONFIG_FILE) if CONFIG_FILE in named else {}
+    facts, problems = measure_headers(headers, config)
+    if INDEX_FILE in named:
+        problems += _compare_index(read(INDEX_FILE), headers, facts)
+    elif list(headers) != [SINGLE_FILE]:
+        problems.append(f"{INDEX_FILE}: missing, and there are {len(headers)} shards")
     if record is not None:
-        problems += compare_record(record, facts, {file.name: file for file in records})
-    return Measurement(facts, records, tuple(problems))
+        problems += compare_record(record, facts, named)
+    return Measurement(facts, tuple(files), tuple(problems))
 
 
 def measure_headers(headers: Mapping[str, Header], config: Mapping[str, Any]) -> tuple[MeasuredRecord, list[str]]:
@@ -156,5 +174,6 @@ def compare_record(record: Record, facts: MeasuredRecord, files: Mapping[str, Fi
             yield f"{recorded.name}: missing, but in {RECORD_FILE}"
         elif found != recorded:
             yield f"{recorded.name}: sha256 {found.sha256}, {RECORD_FILE} says {recorded.sha256}"
-    for name in files.keys() - {recorded.name for recorded in record.files} - {RECORD_FILE, CARD_FILE}:
-        yield f"{name}: not in {RECORD_FILE}"
+    for name in sorted(files.keys() - {recorded.name for recorded in record.files}):
+        if not is_derived(name):
+            yield f"{name}: not in {RECORD_FILE}"

@@ -1,13 +1,19 @@
 """Makes one piece of a conversion: bytes of the source in, arrays of the output out."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from hubtool import decode
+from hubtool.architectures import Parameter
 from hubtool.device import decodes_on_device
 from hubtool.errors import SourceError
 from hubtool.plan import Piece, Step
-from hubtool.quantize import MLX_DTYPES, Array, dequantize, from_bytes, quantize, to_numpy
+from hubtool.quantize import MLX_DTYPES, Array, dequantize, from_bytes, quantize, squared_error, to_numpy
 from hubtool.recipe import lossless_format
 from hubtool.source import Source
 
@@ -17,89 +23,204 @@ BF16_INFINITY = 0x7F80
 E4M3_NAN = 0x7F
 """The magnitude bits of E4M3's only NaN (OCP 8-bit Floating Point 1.0: no infinities)."""
 
+TILE_SIZE = 1024 * 1024
+"""Weights that a CPU decodes and quantizes at once: 2 MiB of bfloat16, which a core's cache holds."""
 
-class LoadedPiece:
-    """The published bytes of one piece, checked, and decoded when first asked for.
+TILE_ROWS = 128
+"""Rows of a tile are a multiple of this: whole FP8 blocks, and whole steps of the sample whose error is measured."""
 
-    It serves every plan that has the piece: they differ in what they make of it, not in what it is.
+ErrorSums = tuple[float, float]
+"""Squared error and squared weight, each summed over the rows that were measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a piece came to: the arrays of a step's outputs, and what quantizing them lost, if that was measured."""
+
+    arrays: tuple[Array, ...]
+    error: ErrorSums | None = None
+
+
+class PieceMaker:
+    """Makes pieces on one thread, in buffers that it uses again for each: what it returned is good until the next.
 
     Args:
         source: Where the bytes are read.
-        step: A step of any of the plans.
-        piece: Which rows of which part.
-
-    Raises:
-        SourceError: The bytes cannot be read, or hold a NaN.
+        error_rows: Measure the error of every how many-th row; 0 measures none.
     """
 
-    def __init__(self, source: Source, step: Step, piece: Piece) -> None:
-        self._parameter = step.parameter
-        part = step.parameter.parts[piece.part]
-        self._name = part.weight
-        self._raw = _read_rows(source, part.weight, step.rows, piece.start, piece.stop)
-        self._scale: decode.Bytes | None = None
-        if part.scale is not None:
-            block_rows = self._parameter.block[0]
-            first, last = piece.start // block_rows, -(-piece.stop // block_rows)
-            self._scale = _read_rows(source, part.scale, -(-step.rows // block_rows), first, last)
-            if (self._scale == decode.E8M0_NAN).any():
-                raise _not_finite(part.scale, "E8M0 byte 255, which is NaN")
-            if self._parameter.encoding == "fp8" and ((self._raw & E4M3_NAN) == E4M3_NAN).any():
-                raise _not_finite(part.weight, "E4M3 byte 127 or 255, which is NaN")
-        self._values: mx.array | None = None
+    def __init__(self, source: Source, error_rows: int) -> None:
+        self._source = source
+        self._error_rows = error_rows
+        self._stream = mx.new_stream(mx.default_device())
+        self._buffers: dict[str, npt.NDArray[np.uint8]] = {}
 
-    def make(self, step: Step) -> tuple[Array, ...]:
-        """The arrays of a step's outputs for this piece, in their order.
+    def make(self, piece: Piece, steps: Sequence[Step]) -> list[Made]:
+        """What a piece comes to for each of `steps`, which are several plans' steps for one parameter.
+
+        It is read and decoded once, and what is stored alike is made once.
 
         Raises:
-            SourceError: A scale or bias is not finite.
+            SourceError: The bytes cannot be read, or they or a scale or bias made of them are not finite.
         """
-        if step.how == "copy":
-            return (self._raw,)
-        if step.how == "repack":
-            return self._repacked()
-        if step.how == "cast":
-            return to_numpy([self.values().astype(MLX_DTYPES[step.outputs[0].spec.dtype])])
-        arrays = to_numpy(quantize(self.values(), step.format))
-        if step.format.has_biases:
-            for output, array in zip(step.outputs[1:], arrays[1:], strict=True):
-                if ((array & BF16_INFINITY) == BF16_INFINITY).any():
-                    raise _not_finite(self._name, f"infinity or NaN in {output.spec.name}")
-        return arrays
+        loaded = _Loaded(self, piece, steps[0])
+        made: dict[tuple[str, object], Made] = {}
+        for step in steps:
+            if step.how == "copy":
+                made[step.how, step.format] = Made((loaded.raw,))
+            elif step.how == "repack":
+                made[step.how, step.format] = Made(loaded.repacked())
+        computed = list(
+            {(step.how, step.format): step for step in steps if (step.how, step.format) not in made}.values()
+        )
+        if computed:
+            with mx.stream(self._stream):
+                results = self._compute(loaded, computed)
+            made |= {(step.how, step.format): result for step, result in zip(computed, results, strict=True)}
+        return [made[step.how, step.format] for step in steps]
 
-    def values(self) -> mx.array:
-        """The decoded rows on MLX's device, [rows, columns]; bfloat16 where they are encoded, else as published."""
-        if self._values is None:
-            self._values = self._decode()
-        return self._values
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: Any = np.uint8) -> npt.NDArray[Any]:
+        """An array in the buffer of that name; what it held before is lost."""
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if name not in self._buffers or len(self._buffers[name]) < nbytes:
+            self._buffers[name] = np.empty(nbytes, np.uint8)
+        array: npt.NDArray[Any] = self._buffers[name][:nbytes].view(dtype).reshape(shape)
+        return array
 
-    def _decode(self) -> mx.array:
-        if self._scale is None:
-            return from_bytes(self._raw, self._parameter.dtype)
+    def read_rows(self, into: str, names: Sequence[str], rows: int, start: int, stop: int) -> decode.Bytes:
+        """Rows `start` to `stop` of tensors of `rows` rows each, one after the other, [rows, bytes of a row]."""
+        row_nbytes = self._source.tensors[names[0]].nbytes // rows
+        buffer = self.buffer(into, (len(names), stop - start, row_nbytes))
+        for part, name in zip(buffer, names, strict=True):
+            stored = self._source.tensors[name]
+            self._source.read_into(stored.file, stored.offset + start * row_nbytes, part.data.cast("B"))
+        return buffer.reshape(-1, row_nbytes)
+
+    def _compute(self, loaded: "_Loaded", steps: Sequence[Step]) -> list[Made]:
+        """Decode tile by tile, and make of each tile what every step wants."""
+        outputs: list[tuple[Array, ...]] = [() for _ in steps]
+        for start, stop in tiles(len(loaded.raw), steps[0].columns):
+            values = self._decode(loaded, slice(start, stop))
+            for number, step in enumerate(steps):
+                arrays = to_numpy(_store(values, step))
+                if not outputs[number]:
+                    outputs[number] = tuple(
+                        self.buffer(f"{number}.{i}", (len(loaded.raw), *array.shape[1:]), array.dtype)
+                        for i, array in enumerate(arrays)
+                    )
+                for output, array in zip(outputs[number], arrays, strict=True):
+                    output[start:stop] = array
+        for step, arrays in zip(steps, outputs, strict=True):
+            if step.how == "quantize" and step.format.has_biases:
+                _refuse_infinities(arrays[1:], loaded.weights)
+        return [
+            Made(arrays, error) for arrays, error in zip(outputs, self._errors(loaded, steps, outputs), strict=True)
+        ]
+
+    def _errors(
+        self, loaded: "_Loaded", steps: Sequence[Step], outputs: Sequence[tuple[Array, ...]]
+    ) -> Iterator[ErrorSums | None]:
+        """What quantizing lost on the sample of rows, for each step."""
+        sample = slice(None, None, self._error_rows or None)
+        values = None
+        for step, arrays in zip(steps, outputs, strict=True):
+            if step.how != "quantize" or not self._error_rows:
+                yield None
+                continue
+            if values is None:
+                values = self._decode(loaded, sample)
+            error, energy = to_numpy(squared_error(values, [array[sample] for array in arrays], step.format))
+            yield float(error), float(energy)
+
+    def _decode(self, loaded: "_Loaded", rows: slice) -> mx.array:
+        """Rows on MLX's device: bfloat16 where they are encoded, else as published."""
+        parameter, (raw, scale) = loaded.parameter, loaded.rows(rows)
+        if scale is None:
+            return from_bytes(raw, parameter.dtype)
         if decodes_on_device():
-            repacked = [mx.array(array) for array in self._repacked()]
-            return dequantize(repacked, lossless_format(self._parameter.encoding), mx.bfloat16)
-        if self._parameter.encoding == "fp4":
-            bits = decode.decode_fp4(self._raw, self._scale)
-        else:
-            bits = decode.decode_fp8(self._raw, self._scale, self._parameter.block)
-        return mx.array(bits).view(mx.bfloat16)
-
-    def _repacked(self) -> tuple[Array, ...]:
-        assert self._scale is not None, self._name
-        if self._parameter.encoding == "fp4":
-            return decode.repack_fp4(self._raw, self._scale)
-        return decode.repack_fp8(self._raw, self._scale, self._parameter.block)
+            repacked = [mx.array(array) for array in _repack(raw, scale, parameter)]
+            return dequantize(repacked, lossless_format(parameter.encoding), mx.bfloat16)
+        if parameter.encoding == "fp4":
+            index = self.buffer("index", raw.shape, np.uint16)
+            out = self.buffer("decoded", raw.shape, np.uint32)
+            return mx.array(decode.decode_fp4(raw, scale, index, out)).view(mx.bfloat16)
+        return mx.array(decode.decode_fp8(raw, scale, (1, parameter.block[1]))).view(mx.bfloat16)
 
 
-def _read_rows(source: Source, name: str, rows: int, start: int, stop: int) -> decode.Bytes:
-    """The bytes of rows `start` to `stop` of a tensor that has `rows` rows, [rows, bytes of a row]."""
-    stored = source.tensors[name]
-    row_nbytes = stored.nbytes // rows
-    buffer = np.empty((stop - start, row_nbytes), np.uint8)
-    source.read_into(stored.file, stored.offset + start * row_nbytes, buffer.data.cast("B"))
-    return buffer
+def _store(values: mx.array, step: Step) -> Sequence[mx.array]:
+    """What a step stores of some rows; what is quantized is BF16 first, as its scales are."""
+    if step.how == "cast":
+        return [values.astype(MLX_DTYPES[step.outputs[0].spec.dtype])]
+    return quantize(values.astype(mx.bfloat16), step.format)
 
 
-def _not_finite(name: str, found: str) -> SourceError:
-    return SourceError("not finite", where=name, found=found, remedy="fetch its shard again, or report the checkpoint")
+class _Loaded:
+    """The published bytes of one piece.
+
+    Attributes:
+        parameter: What they belong to.
+        weights: Names of the published tensors.
+        raw: Bytes of the weights, [rows, bytes of a row].
+        scale: E8M0 bytes, [rows of blocks, blocks of a row], None if the weights are not encoded.
+    """
+
+    def __init__(self, maker: PieceMaker, piece: Piece, step: Step) -> None:
+        parts = step.parameter.parts[piece.first_part : piece.first_part + piece.parts]
+        self.parameter = step.parameter
+        self.weights = [part.weight for part in parts]
+        self.raw = maker.read_rows("raw", self.weights, step.rows, piece.start, piece.stop)
+        self.scale: decode.Bytes | None = None
+        scales = [part.scale for part in parts if part.scale is not None]
+        if scales:
+            block_rows = self.parameter.block[0]
+            first, last = piece.start // block_rows, -(-piece.stop // block_rows)
+            self.scale = maker.read_rows("scale", scales, -(-step.rows // block_rows), first, last)
+            _refuse(self.scale == decode.E8M0_NAN, scales, "E8M0 byte 255, which is NaN")
+        if self.parameter.encoding == "fp8":
+            nan = np.concatenate(
+                [
+                    ((self.raw[start:stop] & E4M3_NAN) == E4M3_NAN).any(axis=1, keepdims=True)
+                    for start, stop in tiles(*self.raw.shape)
+                ]
+            )
+            _refuse(nan, self.weights, "E4M3 byte 127 or 255, which is NaN")
+
+    def rows(self, rows: slice) -> tuple[decode.Bytes, decode.Bytes | None]:
+        """Some rows of the weights, and a row of scales for each of them."""
+        raw = np.ascontiguousarray(self.raw[rows])
+        if self.scale is None:
+            return raw, None
+        return raw, self.scale[np.arange(len(self.raw))[rows] // self.parameter.block[0]]
+
+    def repacked(self) -> tuple[Array, ...]:
+        """The bytes as MLX's mxfp4 or mxfp8: packed weight and scales."""
+        raw, scale = self.rows(slice(None))
+        assert scale is not None, self.parameter.path
+        return _repack(raw, scale, self.parameter)
+
+
+def _repack(raw: decode.Bytes, scale: decode.Bytes, parameter: Parameter) -> tuple[Array, ...]:
+    if parameter.encoding == "fp4":
+        return decode.repack_fp4(raw, scale)
+    return decode.repack_fp8(raw, scale, (1, parameter.block[1]))
+
+
+def tiles(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that are worked on at once: all of them on a GPU, a cache's worth on a CPU."""
+    step = rows if decodes_on_device() else max(TILE_ROWS, TILE_SIZE // columns // TILE_ROWS * TILE_ROWS)
+    for start in range(0, rows, step):
+        yield start, min(rows, start + step)
+
+
+def _refuse_infinities(arrays: Sequence[Array], names: Sequence[str]) -> None:
+    for kind, array in zip(("scale", "bias"), arrays, strict=True):
+        _refuse((array & BF16_INFINITY) == BF16_INFINITY, names, f"a {kind} of its quantization is infinite or NaN")
+
+
+def _refuse(bad: npt.NDArray[np.bool_], names: Sequence[str], found: str) -> None:
+    """Raise SourceError if any is bad, naming the tensor; the rows of `bad` are those of `names` in equal parts."""
+    if bad.any():
+        name = names[int(bad.any(axis=1).argmax()) * len(names) // len(bad)]
+        raise SourceError(
+            "not finite", where=name, found=found, remedy="fetch its shard again, or report the checkpoint"
+        )

@@ -11,11 +11,13 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
-from hubtool import units
+import msgspec
+
+from hubtool import machines, units
 from hubtool.architectures import Component, Model, Parameter
 from hubtool.errors import RecipeError
 from hubtool.recipe import FIXED_FORMATS, Format, Recipe, Rule, lossless_format
-from hubtool.tensors import TensorSpec, encode_header
+from hubtool.tensors import DTYPE_NBYTES, TensorSpec, encode_header
 
 SHARD_NBYTES = 5 * units.GIB
 """Most bytes of tensors in a shard (`MAX_FILE_SIZE_GB = 5` of mlx_lm/utils.py, which counts in GiB)."""
@@ -25,15 +27,14 @@ HEADER_METADATA = {"format": "mlx"}
 PIECE_SIZE = 8 * 1024 * 1024
 """Most weights in a piece: one expert projection of V4-Flash (2048 x 4096)."""
 
-MACHINE_SIZES = (16, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
-"""Unified memory of Macs, in the vendor's GB (which are GiB)."""
+BASE_NBYTES = 90 * units.MIB
+"""The process itself: interpreter, MLX, NumPy, hubtool. Measured on Linux x86-64, as are the next two."""
 
-USABLE_SHARE = 0.72
-"""Share of unified memory that weights may take: Metal recommends a working set of at most three quarters of it, and
-the caches and activations of a short chat need some of that."""
+SOURCE_TENSOR_NBYTES = 800
+"""What one published tensor takes: its header entry, its names, its place in the plan."""
 
-BASE_NBYTES = 100 * units.MB
-PIECE_NBYTES_PER_WEIGHT = 14.0
+TILE_NBYTES = 22 * units.MIB
+"""What a thread that decodes or quantizes needs beside the piece: a tile, and MLX's arrays made of it."""
 
 How = Literal["copy", "cast", "repack", "quantize"]
 
@@ -47,21 +48,27 @@ class OutputTensor:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The smallest unit of conversion: rows of one part of a step.
+class Piece(msgspec.Struct, frozen=True, gc=False):
+    """The smallest unit of conversion: some whole parts of a step, or some rows of one.
 
     Attributes:
         step: Index of the step in the plan.
-        part: Index of the part in the step's parameter.
-        start: First row of the part.
+        first_part: Index of the first part in the step's parameter.
+        parts: How many parts; with more than one, all their rows.
+        start: First row of each part.
         stop: Row after the last.
     """
 
     step: int
-    part: int
+    first_part: int
+    parts: int
     start: int
     stop: int
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return self.parts * (self.stop - self.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +103,37 @@ class Step:
         """Logical elements of one row of a part."""
         return prod(self.parameter.part_shape[1:])
 
+    def pieces(self, index: int) -> Iterator[Piece]:
+        """The pieces of this step, which is number `index`: at most `PIECE_SIZE` weights where a scale block allows.
+
+        They depend on the source alone, so plans of one model have the same pieces.
+        """
+        parts, block = len(self.parameter.parts), self.parameter.block[0]
+        together = PIECE_SIZE // (self.rows * self.columns)
+        if together > 1 and self.rows % block == 0:
+            for first in range(0, parts, together):
+                yield Piece(index, first, min(together, parts - first), 0, self.rows)
+            return
+        rows = max(block, PIECE_SIZE // self.columns // block * block)
+        for part in range(parts):
+            for start in range(0, self.rows, rows):
+                yield Piece(index, part, 1, start, min(self.rows, start + rows))
+
+    @property
+    def source_row_nbytes(self) -> int:
+        """Bytes that one row of a part takes as published, scales included."""
+        match self.parameter.encoding:
+            case "fp4":
+                return self.columns // 2 + -(-self.columns // self.parameter.block[1])
+            case "fp8":
+                return self.columns + -(-self.columns // self.parameter.block[1])
+            case "plain":
+                return self.columns * DTYPE_NBYTES[self.parameter.dtype]
+
     @property
     def piece_rows(self) -> int:
-        """Rows of a piece at most: whole scale blocks, at most `PIECE_SIZE` weights where one block allows it."""
-        block = self.parameter.block[0]
-        return max(block, PIECE_SIZE // self.columns // block * block)
+        """Rows of the largest piece."""
+        return max(piece.rows for piece in self.pieces(0))
 
     def row_nbytes(self, output: OutputTensor) -> int:
         """Bytes that one row of a part takes in `output`."""
@@ -109,8 +142,8 @@ class Step:
     def output_range(self, output: OutputTensor, piece: Piece) -> tuple[int, int]:
         """Where a piece is written: offset in bytes from the beginning of the file, and bytes."""
         row_nbytes = self.row_nbytes(output)
-        first = piece.part * self.rows + piece.start
-        return output.offset + first * row_nbytes, (piece.stop - piece.start) * row_nbytes
+        first = piece.first_part * self.rows + piece.start
+        return output.offset + first * row_nbytes, piece.rows * row_nbytes
 
 
 @dataclass(frozen=True)
@@ -197,13 +230,12 @@ class Plan:
         return sum(shard.nbytes for shard in self.shards)
 
     def peak_nbytes(self, jobs: int) -> int:
-        """Most memory of a converting process with `jobs` threads, in bytes: see `PIECE_NBYTES_PER_WEIGHT`."""
-        piece = max(min(step.rows, step.piece_rows) * step.columns for step in self.steps)
-        return BASE_NBYTES + int(jobs * piece * PIECE_NBYTES_PER_WEIGHT)
+        """Most memory of a process that carries out this plan, in bytes: see `peak_nbytes`."""
+        return peak_nbytes([self], jobs)
 
     def machines(self) -> dict[int, bool]:
-        """For each size of unified memory in GB, whether the weights fit with room to run: see `USABLE_SHARE`."""
-        return {size: self.nbytes <= size * units.GIB * USABLE_SHARE for size in MACHINE_SIZES}
+        """For each size of unified memory in GB, whether the weights fit with room to run."""
+        return {size: machines.fits(self.nbytes, size) for size in machines.MEMORY_SIZES}
 
     @cached_property
     def shares(self) -> tuple[Share, ...]:
@@ -244,9 +276,7 @@ class Plan:
     def pieces(self) -> Iterator[Piece]:
         """Every piece, in file order."""
         for index, step in enumerate(self.steps):
-            for part in range(len(step.parameter.parts)):
-                for start in range(0, step.rows, step.piece_rows):
-                    yield Piece(index, part, start, min(step.rows, start + step.piece_rows))
+            yield from step.pieces(index)
 
     def quantization(self) -> dict[str, Any] | None:
         """The `quantization` block of config.json, or None if nothing is quantized.
@@ -276,6 +306,26 @@ def _quantization_entry(form: Format) -> dict[str, Any]:
     return {"group_size": form.group_size, "bits": form.bits, "mode": form.mode}
 
 
+def peak_nbytes(plans: Sequence[Plan], jobs: int) -> int:
+    """Most memory of a process that carries out `plans` of one model in one pass with `jobs` threads, in bytes.
+
+    Each thread holds one piece as it was read and what each plan makes of it; nothing else grows with the model but
+    what is known of the source's tensors.
+    """
+    model = plans[0].model
+    tensors = sum(2 * len(parameter.parts) for parameter in model.parameters)
+    tensors += sum(dropped.tensors for dropped in model.dropped)
+    piece = 0
+    for steps in zip(*(plan.steps for plan in plans), strict=True):
+        row_nbytes = steps[0].source_row_nbytes
+        computing = 0
+        for step in {(step.how, step.format): step for step in steps if step.how in ("cast", "quantize")}.values():
+            row_nbytes += sum(step.row_nbytes(output) for output in step.outputs)
+            computing = TILE_NBYTES
+        piece = max(piece, steps[0].piece_rows * row_nbytes + computing)
+    return BASE_NBYTES + tensors * SOURCE_TENSOR_NBYTES + jobs * piece
+
+
 def spoken_format(step: Step) -> str:
     """How a step's weight is stored, as people say it: `affine 3-bit, group 128`, `mxfp4`, `bf16`."""
     if step.format.quantized:
@@ -283,8 +333,8 @@ def spoken_format(step: Step) -> str:
     return step.outputs[0].spec.dtype.lower()
 
 
-def make_plan(model: Model, recipe: Recipe) -> Plan:
-    """The plan that stores `model` as `recipe` says.
+def make_plan(model: Model, recipe: Recipe, shard_nbytes: int = SHARD_NBYTES) -> Plan:
+    """The plan that stores `model` as `recipe` says, with at most `shard_nbytes` bytes of tensors in a shard.
 
     Raises:
         RecipeError: A rule matches nothing and is not optional; a group does not divide a row; a parameter that MLX
@@ -303,7 +353,7 @@ def make_plan(model: Model, recipe: Recipe) -> Plan:
         (parameter, form, _how(parameter, form), _output_specs(parameter, form))
         for parameter, (form, _) in zip(model.parameters, chosen, strict=True)
     ]
-    placed = _place([spec for *_, specs in decided for spec in specs])
+    placed = _place([spec for *_, specs in decided for spec in specs], shard_nbytes)
     shards = _make_shards(placed)
     tensors = iter([tensor for shard in shards for tensor in shard.tensors])
     steps = tuple(
@@ -352,12 +402,12 @@ def _output_specs(parameter: Parameter, form: Format) -> tuple[TensorSpec, ...]:
     return packed, scales, TensorSpec(f"{parameter.module}.biases", form.scales_dtype, groups)
 
 
-def _place(specs: Sequence[TensorSpec]) -> list[list[TensorSpec]]:
-    """Specs by shard, filled greedily in order."""
+def _place(specs: Sequence[TensorSpec], shard_nbytes: int) -> list[list[TensorSpec]]:
+    """Specs by shard, filled greedily in order; one that is larger than a shard has one for itself."""
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
     for spec in specs:
-        if shards[-1] and filled + spec.nbytes > SHARD_NBYTES:
+        if shards[-1] and filled + spec.nbytes > shard_nbytes:
             shards.append([])
             filled = 0
         shards[-1].append(spec)

@@ -48,3 +48,18 @@ def dequantize(arrays: Sequence[mx.array], form: Format, dtype: mx.Dtype) -> mx.
     weight, scales = arrays[:2]
     biases = arrays[2] if form.has_biases else None
     return mx.dequantize(weight, scales, biases, form.group_size, form.bits, form.mode, dtype=dtype)
+
+
+def squared_error(values: mx.array, arrays: Sequence[Array], form: Format) -> tuple[mx.array, mx.array]:
+    """Sums of squared error and of squared weight, float32 scalars.
+
+    Args:
+        values: What was quantized, [out, in].
+        arrays: What `quantize` made of it, as it lies in a file.
+        form: How.
+    """
+    sample = values.astype(mx.float32)
+    packed = [mx.array(array) for array in arrays]
+    if form.has_biases:
+        packed = [packed[0], *(array.view(mx.bfloat16) for array in packed[1:])]
+    return mx.square(dequantize(packed, form, mx.float32) - sample).sum(), mx.square(sample).sum()

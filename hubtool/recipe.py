@@ -208,7 +208,11 @@ def load_recipe(name: str) -> Recipe:
                 expected=", ".join(recipe_names()),
                 remedy="take one of these, or a file that ends in .toml",
             )
-    return parse_recipe(path.read_text(encoding="utf-8"), path.name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError("not TOML", where=path.name, found=str(error), remedy="mend the file") from error
+    return parse_recipe(text, path.name)
 
 
 def parse_recipe(text: str, file: str) -> Recipe:

@@ -15,6 +15,13 @@ from hubtool.errors import RecordError
 RECORD_FILE = "hubtool.json"
 SCHEMA = 1
 
+CARD_FILE = "README.md"
+PROVENANCE_FILE = "provenance.intoto.json"
+TEST_RESULT_FILE = "test-result.intoto.json"
+SIGNATURE_FILE = "model.sig"
+DERIVED_FILES = (RECORD_FILE, CARD_FILE, PROVENANCE_FILE, TEST_RESULT_FILE, SIGNATURE_FILE)
+ASSETS_PREFIX = "assets/"
+
 Outcome = Literal["passed", "failed", "refused_preflight", "aborted_by_guard", "not_run"]
 EvidenceKind = Literal["measured", "stated"]
 Knowledge = Literal["observed", "stated"]
@@ -56,6 +63,7 @@ class SourceRecord(_Strict, frozen=True):
         metadata: License and language from its card: what the new card may carry on.
         files: Every file that was read.
         dropped: What was not converted.
+        encodings: Logical parameters by how they are published: `fp4`, `fp8` or `plain`.
     """
 
     repo: str | None
@@ -67,6 +75,7 @@ class SourceRecord(_Strict, frozen=True):
     metadata: dict[str, str | list[str]]
     files: tuple[FileRecord, ...]
     dropped: tuple[DroppedRecord, ...]
+    encodings: dict[str, int] = {}
 
 
 class RecipeRecord(_Strict, frozen=True):
@@ -76,6 +85,7 @@ class RecipeRecord(_Strict, frozen=True):
     summary: str
     sha256: SHA256
     text: str
+    description: str = ""
 
 
 class ComponentRecord(_Strict, frozen=True):
@@ -86,6 +96,26 @@ class ComponentRecord(_Strict, frozen=True):
     nbytes: NBytes
     formats: tuple[str, ...]
     error: float | None = None
+
+
+class LayerRecord(_Strict, frozen=True):
+    """A component's share of one decoder layer; `layer` is None for what lies outside the layers.
+
+    `error` is the relative mean squared error, if it was measured.
+    """
+
+    layer: int | None
+    component: str
+    parameters: int
+    nbytes: NBytes
+    error: float | None = None
+
+
+class CacheRecord(_Strict, frozen=True):
+    """What the runtime remembers of one sequence of `tokens` tokens on a GPU, in bytes."""
+
+    tokens: int
+    nbytes: NBytes
 
 
 class PlanRecord(_Strict, frozen=True):
@@ -102,6 +132,8 @@ class PlanRecord(_Strict, frozen=True):
         group_size: Group size of the largest part, None likewise.
         label_bits: The `bits` of config.json that the Hub's label follows, None likewise.
         components: By component.
+        layers: By layer and component.
+        cache: Bytes of the runtime's cache by length of the conversation.
     """
 
     digest: SHA256
@@ -114,6 +146,20 @@ class PlanRecord(_Strict, frozen=True):
     group_size: int | None
     label_bits: int | None
     components: tuple[ComponentRecord, ...]
+    layers: tuple[LayerRecord, ...] = ()
+    cache: tuple[CacheRecord, ...] = ()
+
+
+class WeightErrorRecord(_Strict, frozen=True):
+    """How far the quantized weights are from the decoded source: sum (w' - w)**2 / sum w**2.
+
+    Attributes:
+        every_row: Every how many-th row of a matrix was measured: 1 for all.
+        tensors: By tensor; what is not quantized has no error and is left out.
+    """
+
+    every_row: int
+    tensors: dict[str, float]
 
 
 class MeasuredRecord(_Strict, frozen=True):
@@ -166,6 +212,15 @@ class Evidence(_Strict, frozen=True):
     kind: EvidenceKind = "measured"
 
 
+class SiblingRecord(_Strict, frozen=True):
+    """Another variant of the same release."""
+
+    repo: str
+    recipe: str
+    nbytes: NBytes
+    effective_bits: float
+
+
 class Record(_Strict, frozen=True):
     """Everything that is known of a published folder.
 
@@ -176,8 +231,11 @@ class Record(_Strict, frozen=True):
         versions: hubtool and the libraries that made the bytes.
         plan: What was foretold.
         measured: What was found.
-        files: Every file of the folder but the card and the record.
+        files: Every file of the folder but those that are made from the record: see `is_derived`.
         evidence: Validations, in the order in which they were made.
+        weight_error: How far quantizing went from the source, None if nothing was quantized or it was not measured.
+        repo: `org/name` that it is published as, if that is decided.
+        siblings: The other variants of its release.
     """
 
     schema: int
@@ -188,6 +246,9 @@ class Record(_Strict, frozen=True):
     measured: MeasuredRecord
     files: tuple[FileRecord, ...]
     evidence: tuple[Evidence, ...] = ()
+    weight_error: WeightErrorRecord | None = None
+    repo: str | None = None
+    siblings: tuple[SiblingRecord, ...] = ()
 
     @property
     def subject(self) -> str:
@@ -197,6 +258,15 @@ class Record(_Strict, frozen=True):
     def hashes(self) -> dict[str, str]:
         """SHA-256 by file name."""
         return {file.name: file.sha256 for file in self.files}
+
+
+def is_derived(name: str) -> bool:
+    """Whether a file of the folder is the record or made from it, so that the record does not list it.
+
+    Those are the card and its pictures, the provenance and the signature: they may be made anew, and evidence about
+    the weights stays what it is.
+    """
+    return name in DERIVED_FILES or name.startswith(ASSETS_PREFIX)
 
 
 def files_digest(hashes: Mapping[str, str]) -> str:

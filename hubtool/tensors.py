@@ -133,7 +133,8 @@ def header_length(first: bytes, name: str, file_nbytes: int) -> int:
         raise SourceError(
             "header is longer than the file",
             where=name,
-            found=f"a header of {length} bytes in a file of {file_nbytes}",
+            found=f"a header of {length} bytes",
+            expected=f"at most {file_nbytes - 8}",
             remedy=FETCH,
         )
     return length
@@ -157,7 +158,7 @@ def parse_header(raw: bytes, name: str, file_nbytes: int) -> Header:
     """
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError("header is not a JSON object", where=name, found=str(error), remedy=FETCH) from error
     metadata = entries.pop("__metadata__", None)
     if raw.count(b'"data_offsets"') != len(entries):

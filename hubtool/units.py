@@ -1,7 +1,9 @@
 """Bytes and bits: how they are counted, and how they are written. GB is 10^9 bytes, GiB is 2^30."""
 
+import re
+
 KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
-MIB, GIB = 1 << 20, 1 << 30
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
 def effective_bits(nbytes: int, parameters: int) -> float:
@@ -16,6 +18,21 @@ def effective_bits(nbytes: int, parameters: int) -> float:
         ZeroDivisionError: `parameters` is 0.
     """
     return 8 * nbytes / parameters
+
+
+_UNITS = {"": 1, "B": 1, "KB": KB, "MB": MB, "GB": GB, "TB": TB, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 1 << 40}
+
+
+def parse_nbytes(text: str) -> int:
+    """Bytes that a person wrote as `20GB`, `1.5 GiB` or `20000000000`.
+
+    Raises:
+        ValueError: It is no such size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"{text!r} is not a size like 20GB or 1.5GiB")
+    return round(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def format_bits(bits: float) -> str:

@@ -23,3 +23,5 @@ settings.register_profile(
     "deterministic", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("deterministic")
+
+pytest_plugins = ("tests.fixtures",)

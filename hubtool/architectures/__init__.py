@@ -8,9 +8,10 @@ from hubtool.architectures.model import Component, Dropped, Encoding, Model, Par
 from hubtool.errors import SourceError
 from hubtool.tensors import TensorSpec
 
-__all__ = ["Component", "Dropped", "Encoding", "Model", "Parameter", "Part", "read_model"]
+__all__ = ["Component", "Dropped", "Encoding", "Model", "Parameter", "Part", "cache_nbytes", "read_model"]
 
 _READERS = {"deepseek_v4": deepseek_v4.read_model}
+_CACHES = {"deepseek_v4": deepseek_v4.cache_nbytes}
 
 
 def read_model(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Model:
@@ -30,3 +31,8 @@ def read_model(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> 
             remedy="take a DeepSeek-V4 checkpoint",
         )
     return reader(config, tensors)
+
+
+def cache_nbytes(model: Model, tokens: int, activation_nbytes: int) -> int:
+    """Bytes of the runtime's cache for one sequence of `tokens` tokens, with activations of `activation_nbytes`."""
+    return _CACHES[model.model_type](model.config, tokens, activation_nbytes)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,37 +26,49 @@ FP4_BLOCK = (1, 32)
 CSA_RATIO = 4
 """The compress_ratio whose layers have an indexer and overlapping windows (compressed sparse attention)."""
 
-_DROPPED_PREFIX = re.compile(r"(mtp\.\d+)\.")
+CACHE_STEP = 256
+"""Entries that the runtime's cache grows by (`DeepseekV4Cache.step`)."""
+
+FLOAT32_NBYTES = 4
+
+_DROPPED_PREFIX = re.compile(r"(mtp\.[0-9]+)\.")
 _DROPPED_REASON = "multi-token prediction is not part of the MLX model"
 _AGAIN = "fetch config.json and the shards of one revision"
+
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+BlockColumns = Annotated[int, msgspec.Meta(ge=1, multiple_of=32)]
+"""Columns of an FP8 block: whole groups of MLX's mxfp8, or its scales could not be kept."""
 
 
 class FP8Config(msgspec.Struct, frozen=True):
     """The part of `quantization_config` that decoding needs."""
 
-    weight_block_size: tuple[int, int]
+    weight_block_size: tuple[Positive, BlockColumns]
 
 
 class Config(msgspec.Struct, frozen=True):
     """The fields of config.json that decide the tensors' shapes, under DeepSeek's own names."""
 
-    num_hidden_layers: int
-    num_hash_layers: int
-    hidden_size: int
-    vocab_size: int
-    head_dim: int
-    num_attention_heads: int
-    q_lora_rank: int
-    o_lora_rank: int
-    o_groups: int
-    index_n_heads: int
-    index_head_dim: int
-    n_routed_experts: int
-    n_shared_experts: int
-    num_experts_per_tok: int
-    moe_intermediate_size: int
-    hc_mult: int
-    compress_ratios: list[int]
+    num_hidden_layers: Positive
+    num_hash_layers: Count
+    hidden_size: Positive
+    vocab_size: Positive
+    head_dim: Positive
+    num_attention_heads: Positive
+    q_lora_rank: Positive
+    o_lora_rank: Positive
+    o_groups: Positive
+    index_n_heads: Positive
+    index_head_dim: Positive
+    n_routed_experts: Positive
+    n_shared_experts: Positive
+    num_experts_per_tok: Positive
+    moe_intermediate_size: Positive
+    hc_mult: Positive
+    compress_ratios: list[Count]
+    sliding_window: int = 128
     quantization_config: FP8Config | None = None
 
 
@@ -112,6 +124,35 @@ def read_model(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> 
     )
 
 
+def cache_nbytes(config: Mapping[str, Any], tokens: int, activation_nbytes: int) -> int:
+    """Bytes that the runtime remembers of one sequence of `tokens` tokens: `DeepseekV4Cache` of the runtime file.
+
+    Float32 is kept in each layer of the window's keys, and of what a compressor needs of the windows that are not
+    closed; entries of closed windows have the activations' dtype, and room for a multiple of `CACHE_STEP`.
+
+    Args:
+        config: config.json, of the source or of what was made from it.
+        tokens: Length of the sequence.
+        activation_nbytes: Bytes of one activation, 2 for BF16.
+
+    Raises:
+        SourceError: config.json lacks a field.
+    """
+    # What hubtool writes has MLX's quantization there, which says nothing of the cache.
+    fields = _read_config({key: value for key, value in config.items() if key != "quantization_config"})
+    total = 0
+    for ratio in fields.compress_ratios[: fields.num_hidden_layers]:
+        total += FLOAT32_NBYTES * (fields.sliding_window - 1) * fields.head_dim
+        if not ratio:
+            continue
+        overlaps = ratio == CSA_RATIO
+        dims = fields.head_dim + (fields.index_head_dim if overlaps else 0)
+        span, width = (2 * ratio, 2 * dims) if overlaps else (ratio, dims)
+        total += FLOAT32_NBYTES * 2 * (span - 1) * width
+        total += activation_nbytes * -(-(tokens // ratio) // CACHE_STEP) * CACHE_STEP * dims
+    return total
+
+
 def _read_config(config: Mapping[str, Any]) -> Config:
     try:
         fields = msgspec.convert(dict(config), Config)
@@ -134,11 +175,11 @@ def published_names() -> tuple[tuple[re.Pattern[str], str], ...]:
     tree = ast.parse(RUNTIME_FILE.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "PUBLISHED_NAMES":
-            return tuple((re.compile(pattern), name) for pattern, name in ast.literal_eval(node.value))
+            return tuple((re.compile(pattern, re.ASCII), name) for pattern, name in ast.literal_eval(node.value))
     raise AssertionError("the runtime file holds PUBLISHED_NAMES")
 
 
-_INDEX = re.compile(r"\.(\d+)(?=\.)")
+_INDEX = re.compile(r"\.([0-9]+)(?=\.)")
 _STAND_INS = ("90001", "90002")
 """Indices that stand for a name's first and second index while its wording is looked up."""
 
@@ -172,7 +213,8 @@ def _map_names(tensors: Mapping[str, TensorSpec]) -> tuple[dict[str, _Found], li
         if words not in wordings:
             wordings[words] = _read_wording(words)
         wording = wordings[words]
-        if wording is None:
+        # Two spellings of one number would be two tensors in one place.
+        if wording is None or any(len(index) > 1 and index[0] == "0" for index in indices):
             unmapped.append(name)
             continue
         entry = found[wording.path.format(*indices)]
@@ -277,7 +319,7 @@ def _parameter(slot: _Slot, found: _Found | None, tensors: Mapping[str, TensorSp
     found = found or _Found()
     stacked = slot.component is Component.ROUTED_EXPERTS
     keys: list[int | None] = [*range(slot.shape[0])] if stacked else [None]
-    extra = next((name for key, name in found.weights.items() if key not in set(keys)), None)
+    extra = next((found.weights[key] for key in found.weights.keys() - set(keys)), None)
     if extra:
         raise SourceError(
             "expert beyond n_routed_experts", where=extra, expected=f"{slot.shape[0]} experts", remedy=_AGAIN

@@ -1,0 +1,195 @@
+"""How near the converter is to what its arithmetic and its bytes cost alone, as ratios measured in one run.
+
+    .venv/bin/python benchmarks/convert.py                    about 4 minutes, 5 GB of disk
+    .venv/bin/python benchmarks/convert.py --true-shapes      also one layer with V4-Flash's true shapes: 12 GB more
+
+Each round runs, one after the other and each in a process of its own:
+
+    floor      the bare kernels: table decode and `mx.quantize` of as many weights in the same tiles, on as many
+               threads, on bytes that are there; no I/O, no hashing, no error measurement
+    copy       `cp` of the source and of the output: what reading and writing cost alone
+    convert    `hubtool convert` with its defaults: errors measured on every 64th row, everything hashed
+
+and the medians of the ratios are printed. On a GPU the floor decodes and quantizes whole pieces on the device, and
+`not I/O` is the share of the conversion that the copy does not explain.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hubtool.sample import FLASH, SMALL, write_sample
+
+ROOT = Path(__file__).resolve().parent.parent
+TRUE_SHAPES = replace(FLASH, num_hidden_layers=1, compress_ratios=(4,), num_hash_layers=0, num_nextn_predict_layers=0)
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Run:
+    seconds: float
+    cpu_seconds: float
+    peak_nbytes: int
+    stdout: str
+
+
+def run(*command: object) -> Run:
+    """A command in a process of its own: its wall and CPU seconds, and its peak resident bytes."""
+    begun = time.perf_counter()
+    with tempfile.TemporaryFile() as out:
+        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=subprocess.DEVNULL, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begun
+        out.seek(0)
+        stdout = out.read().decode()
+    if status:
+        raise SystemExit(f"{' '.join(map(str, command))}: exit status {status}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, stdout)
+
+
+def convert(source: Path, recipes: Sequence[str], out: Path, jobs: int) -> Run:
+    """`hubtool convert` into a fresh folder."""
+    shutil.rmtree(out, ignore_errors=True)
+    chosen = [word for recipe in recipes for word in ("--recipe", recipe)]
+    where = ["--out", out] if len(recipes) == 1 else ["--out-root", out]
+    return run(sys.executable, "-m", "hubtool", "convert", source, *chosen, *where, "--jobs", jobs, "--json")
+
+
+def planned(source: Path, recipe: str, jobs: int) -> dict[str, int]:
+    """`hubtool plan --json`."""
+    command = [sys.executable, "-m", "hubtool", "plan", source, "--recipe", recipe, "--jobs", jobs, "--json"]
+    figures: dict[str, int] = json.loads(run(*command).stdout)
+    return figures
+
+
+def floor(source: Path, recipe: str, jobs: int) -> None:
+    """Decode and quantize as many weights as the plan says, on bytes that are there already; prints the seconds."""
+    import mlx.core as mx
+    import numpy as np
+
+    from hubtool import decode
+    from hubtool.pieces import tiles
+    from hubtool.quantize import quantize
+    from hubtool.release import open_source, plan_source
+
+    (plan,) = plan_source(open_source(str(source)), [recipe])
+    work = [(plan.steps[p.step], p.rows) for p in plan.pieces() if plan.steps[p.step].how == "quantize"]
+    lock, waiting = threading.Lock(), iter(work)
+    random = np.random.default_rng(0).integers(0, 0x70, 64 * MIB, np.uint8)
+    scales = np.full(8 * MIB, 120, np.uint8)
+
+    def thread() -> None:
+        index, decoded = np.empty(32 * MIB, np.uint16), np.empty(32 * MIB, np.uint32)
+        with mx.stream(mx.new_stream(mx.default_device())):
+            while True:
+                with lock:
+                    step, rows = next(waiting, (None, 0))
+                if step is None:
+                    return
+                for start, stop in tiles(rows, step.columns):
+                    size, columns, block = stop - start, step.columns, step.parameter.block
+                    if step.parameter.encoding == "fp4":
+                        n = size * columns // 2
+                        scale = scales[: size * columns // 32].reshape(size, -1)
+                        shape = (size, columns // 2)
+                        packed = random[:n].reshape(shape)
+                        bits = decode.decode_fp4(packed, scale, index[:n].reshape(shape), decoded[:n].reshape(shape))
+                    elif step.parameter.encoding == "fp8":
+                        shape = (-(-size // block[0]), -(-columns // block[1]))
+                        scale = scales[: shape[0] * shape[1]].reshape(shape)
+                        bits = decode.decode_fp8(random[: size * columns].reshape(size, columns), scale, block)
+                    else:
+                        bits = random[: 2 * size * columns].view(np.uint16).reshape(size, columns)
+                    mx.eval(quantize(mx.array(bits).view(mx.bfloat16), step.format))
+
+    threads = [threading.Thread(target=thread) for _ in range(jobs)]
+    begun = time.perf_counter()
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    print(json.dumps({"seconds": time.perf_counter() - begun}))
+
+
+def copy(source: Path, out: Path, scratch: Path) -> float:
+    """Seconds of `cp` of source and output."""
+    seconds = 0.0
+    for folder in (source, out):
+        shutil.rmtree(scratch, ignore_errors=True)
+        seconds += run("cp", "-r", folder, scratch).seconds
+    shutil.rmtree(scratch, ignore_errors=True)
+    return seconds
+
+
+def compare(name: str, source: Path, recipe: str, jobs: int, rounds: int, scratch: Path) -> float:
+    """Print what one source's conversion costs; the median wall of `hubtool convert`."""
+    out = scratch / "out"
+    walls, floors, copies, cpus, peaks = [], [], [], [], []
+    for _ in range(rounds):
+        bare = run(sys.executable, __file__, "--floor", source, recipe, "--jobs", jobs)
+        floors.append(json.loads(bare.stdout)["seconds"])
+        made = convert(source, [recipe], out, jobs)
+        copies.append(copy(source, out, scratch / "copy"))
+        walls.append(made.seconds)
+        cpus.append(made.cpu_seconds / bare.cpu_seconds)
+        peaks.append(made.peak_nbytes)
+    plan = planned(source, recipe, jobs)
+
+    def ratio(over: Sequence[float]) -> float:
+        return statistics.median(wall / each for wall, each in zip(walls, over, strict=True))
+
+    wall, peak = statistics.median(walls), max(peaks)
+    not_io = statistics.median(1 - each / wall for wall, each in zip(walls, copies, strict=True))
+    print(f"\n{name}, {recipe}, {jobs} jobs: {sum(f.stat().st_size for f in source.iterdir()) / 1e9:.2f} GB of source")
+    print(f"  convert wall / floor wall    {ratio(floors):.2f}   ({wall:.1f} s / {statistics.median(floors):.1f} s)")
+    print(f"  convert CPU / floor CPU      {statistics.median(cpus):.2f}")
+    print(f"  convert wall / copy wall     {ratio(copies):.2f}   (not I/O: {max(not_io, 0):.0%})")
+    print(f"  peak RSS                     {peak / MIB:.0f} MiB, planned / measured {plan['peak_nbytes'] / peak:.2f}")
+    return wall
+
+
+def one_pass(source: Path, recipes: Sequence[str], jobs: int, rounds: int, scratch: Path) -> None:
+    """Print what one pass for several recipes costs against their single runs."""
+    ratios = []
+    for _ in range(rounds):
+        alone = sum(convert(source, [recipe], scratch / "out", jobs).seconds for recipe in recipes)
+        ratios.append(convert(source, recipes, scratch / "out", jobs).seconds / alone)
+    print(f"\n{' + '.join(recipes)} in one pass / in two runs: {statistics.median(ratios):.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--recipe", default="mixed_3_6")
+    parser.add_argument("--true-shapes", action="store_true")
+    parser.add_argument("--scratch", type=Path, help="a folder with room; a temporary one by default")
+    parser.add_argument("--floor", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.floor:
+        floor(Path(options.floor[0]), options.floor[1], options.jobs)
+        return
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        scratch = Path(folder)
+        small = write_sample(scratch / "small", SMALL)
+        compare("small", small, options.recipe, options.jobs, options.rounds, scratch)
+        one_pass(small, ["mixed_3_6", "mixed_2_6"], options.jobs, 1 if options.rounds < 3 else 2, scratch)
+        shutil.rmtree(small)
+        if options.true_shapes:
+            layer = write_sample(scratch / "layer", TRUE_SHAPES)
+            compare("one layer of V4-Flash's true shapes", layer, options.recipe, options.jobs, 1, scratch)
+
+
+if __name__ == "__main__":
+    main()
