@@ -1,37 +1,315 @@
-"""One configured client for the Hub: bounded waits, and no secrets in what is shown."""
+"""One configured client for the Hub: bounded waits, errors for people, and no secrets in what is shown."""
 
+import hashlib
+import os
 import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import huggingface_hub
-from huggingface_hub import constants
-from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import _http as stock
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from hubtool.errors import HubError
 
 CONNECT_SECONDS = 30.0
 READ_SECONDS = 300.0
 """The stock client waits for ever on a silent server. The Hub itself gives up on a commit after a minute."""
 
+DOWNLOAD_SECONDS = 60.0
+"""Longest silence in a download: its address is known to answer, so a retry is better than a long wait."""
+
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 
 
-def make_api(endpoint: str | None = None, token: str | None = None, *, xet: bool = True) -> huggingface_hub.HfApi:
-    """The stock API with time-outs.
+@dataclass(frozen=True, slots=True)
+class TimeOuts:
+    """Longest silence that a request bears with, in seconds; called by the stock client to make its HTTP client."""
+
+    connect: float = CONNECT_SECONDS
+    read: float = READ_SECONDS
+
+    def __call__(self) -> httpx2.Client:
+        """The stock client's own HTTP client, which otherwise waits for ever."""
+        client = stock.default_client_factory()
+        client.timeout = httpx2.Timeout(self.read, connect=self.connect)
+        return client
+
+
+TIME_OUTS = TimeOuts()
+
+
+def make_api(
+    endpoint: str | None = None, token: str | None = None, *, xet: bool = True, time_outs: TimeOuts = TIME_OUTS
+) -> HfApi:
+    """The stock API with time-outs, and without its progress bars.
 
     Args:
         endpoint: The Hub's address; HF_ENDPOINT or the public Hub by default.
         token: A token; HF_TOKEN or the stock login by default.
         xet: Whether large files may go by xet; False sends them by LFS in this whole process.
+        time_outs: Of every request of this whole process.
     """
-    huggingface_hub.set_client_factory(_client)
+    # Setting the factory closes the session that other threads may be reading from.
+    if stock._GLOBAL_CLIENT_FACTORY != time_outs:
+        huggingface_hub.set_client_factory(time_outs)
+    disable_progress_bars()  # hubtool tells of progress itself, and in JSON mode stderr holds JSON lines
     if not xet:
         constants.HF_HUB_DISABLE_XET = True
-    return huggingface_hub.HfApi(endpoint=endpoint, token=token, library_name="hubtool")
+    # The stock client looks at HF_ENDPOINT only once, when it is imported.
+    endpoint = endpoint or os.environ.get("HF_ENDPOINT")
+    return HfApi(endpoint=endpoint, token=token or os.environ.get("HF_TOKEN"), library_name="hubtool")
 
 
-def _client() -> httpx2.Client:
-    client = default_client_factory()
-    client.timeout = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-    return client
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repo with the hashes that the Hub has for it; `sha256` is None for files that are not LFS or xet."""
+
+    name: str
+    nbytes: int
+    git_sha1: str
+    sha256: str | None
+
+    @property
+    def etag(self) -> str:
+        """The hash by which the Hub knows the content: SHA-256 for LFS and xet, else git's object id."""
+        return self.sha256 or self.git_sha1
+
+    def hasher(self) -> "hashlib._Hash":
+        """A fresh hash that comes to `etag` when it has been given the content."""
+        return hashlib.sha256() if self.sha256 is not None else git_hasher(self.nbytes)
+
+
+def list_files(api: HfApi, repo: str, commit: str, *, recursive: bool = True) -> Mapping[str, HubFile]:
+    """Every file of a repo at a commit, by name; those of its top folder only if not `recursive`."""
+    return {
+        entry.path: HubFile(entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None)
+        for entry in api.list_repo_tree(repo, recursive=recursive, revision=commit)
+        if isinstance(entry, RepoFile)
+    }
+
+
+def git_sha1(content: bytes) -> str:
+    """The object id that git gives a blob with this content, in hexadecimal."""
+    digest = git_hasher(len(content))
+    digest.update(content)
+    return digest.hexdigest()
+
+
+def git_hasher(nbytes: int) -> "hashlib._Hash":
+    """A fresh hash that comes to git's object id of a blob when it has been given the blob's `nbytes` bytes."""
+    return hashlib.sha1(b"blob %d\0" % nbytes, usedforsecurity=False)
+
+
+class RepoReader:
+    """Reads files of a repo at a commit, whole or in part; safe from several threads at once.
+
+    Args:
+        api: The Hub.
+        repo: `org/name`.
+        commit: The commit, in 40 hexadecimal digits.
+
+    Attributes:
+        stops: How often `stop` was called.
+    """
+
+    def __init__(self, api: HfApi, repo: str, commit: str) -> None:
+        self.repo = repo
+        self.commit = commit
+        self._api = api
+        self._changed = threading.Condition()
+        self.stops = 0
+
+    def read(self, name: str, start: int = 0, stop: int | None = None, *, stops: int | None = None) -> bytes:
+        """The bytes of a file from `start` up to `stop`, or to its end.
+
+        Args:
+            name: The file.
+            start: The first byte.
+            stop: The byte after the last.
+            stops: For a read that belongs to something longer, what `self.stops` was when that began: it ends with any
+                stop since then.
+
+        Raises:
+            HubError: The Hub refused, could not be reached after several tries, or sent another part; `stop` was called
+                meanwhile.
+        """
+        answer = _Answer()
+        if stops is not None and self.stops > stops:
+            raise self.stopped(name)
+        # The Hub may be silent for minutes, and Python cannot break a read off: a thread is left behind that can.
+        threading.Thread(target=self._fetch, args=(answer, name, start, stop), daemon=True).start()
+        with self._changed:
+            known = self.stops if stops is None else stops
+            self._changed.wait_for(lambda: answer.settled or self.stops > known)
+        if answer.content is None:
+            if answer.settled and answer.error is None:
+                raise RuntimeError(f"{name}: the thread that read it ended")
+            raise answer.error or self.stopped(name)
+        return answer.content
+
+    def stop(self) -> None:
+        """Let every `read` that waits raise HubError."""
+        with self._changed:
+            self.stops += 1
+            self._changed.notify_all()
+
+    def _fetch(self, answer: "_Answer", name: str, start: int, stop: int | None) -> None:
+        try:
+            answer.content = self._read(name, start, stop)
+        except HubError as error:
+            answer.error = error
+        finally:
+            with self._changed:
+                answer.settled = True
+                self._changed.notify_all()
+
+    def _read(self, name: str, start: int, stop: int | None) -> bytes:
+        ranged = start > 0 or stop is not None
+        last = "" if stop is None else stop - 1
+        request = self._request(name, {"Range": f"bytes={start}-{last}"} if ranged else {})
+        with translated(self.where(name)):
+            response = stock.http_backoff("GET", **request)
+            stock.hf_raise_for_status(response)
+        content: bytes = response.content
+        if ranged and (response.status_code != 206 or (stop is not None and len(content) != stop - start)):
+            raise HubError(
+                "the Hub sent another part than was asked for",
+                where=self.where(name),
+                found=f"status {response.status_code}, {len(content)} bytes",
+                expected=f"bytes {start} to {stop}",
+                remedy="run it again; a proxy in between must let Range headers pass",
+            )
+        return content
+
+    @contextmanager
+    def stream(self, name: str, start: int) -> Iterator[httpx2.Response]:
+        """The answer that a file comes in, from `start` on; status 200 means that it comes from its beginning.
+
+        A Hub that is busy is asked again after a while; a connection that breaks, at first or later, is not.
+
+        Raises:
+            httpx2.TransportError: The connection failed.
+            HfHubHTTPError: The Hub refused; to be put into `translated`, as all that the stock client raises.
+        """
+        request = self._request(name, {"Range": f"bytes={start}-"} if start else {})
+        with stock.http_stream_backoff("GET", retry_on_exceptions=(), **request) as response:
+            stock.hf_raise_for_status(response)
+            yield response
+
+    def wrong_bytes(self, file: HubFile, found: str) -> HubError:
+        """The error for a file whose bytes hash to something else than the Hub says."""
+        return HubError(
+            "came with another hash than the Hub says",
+            where=self.where(file.name),
+            found=found,
+            expected=file.etag,
+            remedy="run it again; if it stays so, a proxy in between or the Hub itself gives wrong bytes",
+        )
+
+    def stopped(self, name: str) -> HubError:
+        """The error for whoever waits for a file when reading is stopped."""
+        return HubError("reading was stopped", where=self.where(name), remedy="run it again and it goes on")
+
+    def where(self, name: str) -> str:
+        """A file's name for messages."""
+        return f"{self.repo}: {name}"
+
+    def _request(self, name: str, headers: Mapping[str, str]) -> dict[str, Any]:
+        return {
+            "url": f"{self._api.endpoint}/{self.repo}/resolve/{self.commit}/{quote(name)}",
+            # Ranges count the bytes of the file, not of a compressed answer.
+            "headers": {**self._api._build_hf_headers(), "Accept-Encoding": "identity", **headers},
+            "timeout": httpx2.Timeout(DOWNLOAD_SECONDS, connect=CONNECT_SECONDS),
+        }
+
+
+class _Answer:
+    """What a thread has fetched, or why it could not."""
+
+    def __init__(self) -> None:
+        self.content: bytes | None = None
+        self.error: HubError | None = None
+        self.settled = False
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Turn what the stock client raises into a HubError with a remedy.
+
+    Args:
+        where: The repo, or the file in it, that is concerned.
+    """
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise HubError("no token", where=where, remedy="run `hf auth login`, or set HF_TOKEN") from error
+    except HFValidationError as error:
+        raise HubError("not a name of a repo", where=where, expected="org/name", remedy="check the name") from error
+    except GatedRepoError as error:
+        raise HubError(
+            "the repo is gated", where=where, found=said(error), remedy="accept its terms on its page, and log in"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            "no such repo, or the token may not see it", where=where, remedy="check the name, and log in"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError("no such revision", where=where, found=said(error), remedy="check the revision") from error
+    except EntryNotFoundError as error:
+        raise HubError("no such file in the repo", where=where, remedy="check the repo") from error
+    except HfHubHTTPError as error:
+        raise HubError("the Hub refused", where=where, found=said(error), remedy=_remedy(error)) from error
+    except OfflineModeIsEnabled as error:
+        raise HubError("offline mode is on", where=where, remedy="unset HF_HUB_OFFLINE") from error
+    except (httpx2.RequestError, ConnectionError) as error:
+        found = redact(str(error)) or type(error).__name__
+        raise HubError(
+            "the Hub cannot be reached", where=where, found=found, remedy="check the network, then run it again"
+        ) from error
+
+
+def said(error: HfHubHTTPError) -> str:
+    """What the Hub said, without tokens."""
+    return redact(error.server_message or str(error)).strip()
+
+
+_REMEDIES: Mapping[int, str] = {
+    401: "the token is wrong or has expired: log in with `hf auth login`, or set HF_TOKEN, then run it again",
+    402: "see the billing page of the account, then run it again",
+    403: "take a token that has this right in this repo, then run it again",
+    412: "someone else has committed meanwhile; look at the repo, then run it again",
+    429: "wait, then run it again",
+}
+
+
+QUOTA_REMEDY = (
+    "free some private storage, take a larger plan, or publish it as public (--public), then run it again: what was "
+    "sent stays sent"
+)
+
+
+def _remedy(error: HfHubHTTPError) -> str:
+    if error.response.status_code in (402, 403) and re.search("storage|quota", said(error), re.IGNORECASE):
+        return QUOTA_REMEDY
+    return _REMEDIES.get(error.response.status_code, "run it again; what is done stays done")
 
 
 def redact(text: str) -> str:

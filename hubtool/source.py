@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,7 @@ import msgspec
 
 from hubtool.errors import SourceError, UsageError
 from hubtool.tensors import Header, StoredTensor, read_header
-from hubtool.units import MB
+from hubtool.units import KIB
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -27,7 +28,8 @@ CARD_FILE = "README.md"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
-HASH_BLOCK_NBYTES = 4 * MB
+HASH_BLOCK_NBYTES = 256 * KIB
+"""Read and hashed at once: what a core's cache holds."""
 
 Knowledge = Literal["observed", "stated"]
 
@@ -36,14 +38,17 @@ Knowledge = Literal["observed", "stated"]
 class Identity:
     """Which Hub repo and commit a source is, and how that is known.
 
-    `observed` was read from what the Hub's client left beside the files; `stated` is the publisher's word. A value
-    that is not known is None, and so is how it is known.
+    `observed` is what the Hub itself says, or what its client left beside the files; `stated` is the publisher's word.
+    A value that is not known is None, and so is how it is known.
     """
 
     repo: str | None = None
     repo_known: Knowledge | None = None
     commit: str | None = None
     commit_known: Knowledge | None = None
+
+
+UNKNOWN = Identity()
 
 
 def parse_base_model(text: str) -> Identity:
@@ -59,6 +64,7 @@ def parse_base_model(text: str) -> Identity:
             where="--base-model",
             found=text,
             expected="ORG/NAME or ORG/NAME@COMMIT, the commit in 40 hexadecimal digits",
+            remedy="write it so",
         )
     return Identity(repo, "stated", commit or None, "stated" if commit else None)
 
@@ -72,7 +78,7 @@ def merge_identity(observed: Identity, stated: Identity) -> Identity:
     for known, claimed in ((observed.repo, stated.repo), (observed.commit, stated.commit)):
         if known and claimed and known != claimed:
             raise UsageError(
-                "contradicts what the Hub's client recorded beside the source",
+                "contradicts what is known of the source",
                 where="--base-model",
                 found=claimed,
                 expected=known,
@@ -122,6 +128,35 @@ class Source(Protocol):
     def sha256(self, file: str) -> str:
         """The SHA-256 of a file's bytes in hexadecimal."""
 
+    def prepare(self, files: Sequence[str]) -> None:
+        """Get ready for reading shards; called once before a pass, and again before another.
+
+        A source that is elsewhere starts to fetch them, and `read_into` then waits for a file that is on its way.
+
+        Args:
+            files: The shards that will be read, in the order in which they are first needed.
+        """
+
+    def release(self, file: str) -> None:
+        """Let go of a shard that was prepared: all that was made of it is synced and hashed, nothing reads it now.
+
+        If it is read again after all, it is read from where it came.
+        """
+
+    def stop(self) -> None:
+        """Give up the pass that `prepare` began: no shard is fetched on, and what was fetched stays for another run.
+
+        To be called when a pass fails or is interrupted, before its threads are waited for: whatever waits for the Hub
+        raises HubError, and so does `read_into` until another pass is prepared. Without effect on a local folder.
+        """
+
+    def close(self) -> None:
+        """Close what was opened for reading; nothing may read any more."""
+
+    @property
+    def disk_nbytes(self) -> int:
+        """Most bytes of disk that reading takes for itself; 0 where the files are there already."""
+
     def nbytes(self, file: str) -> int:
         """The size of a file in bytes."""
 
@@ -129,7 +164,47 @@ class Source(Protocol):
         """What changes when a file is changed, at no cost: time of its last change, or the Hub's hash of it."""
 
 
-class LocalSource:
+class Checkpoint(ABC):
+    """What the files of a checkpoint say, wherever they are."""
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that are not weights, sorted."""
+
+    @property
+    @abstractmethod
+    def shards(self) -> Mapping[str, Header]:
+        """Headers by file name, in the order of the names."""
+
+    @abstractmethod
+    def read_file(self, name: str) -> bytes:
+        """The bytes of a small file."""
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """config.json."""
+        config = parse_json(self.read_file(CONFIG_FILE), CONFIG_FILE)
+        if not isinstance(config, dict):
+            raise SourceError("not a JSON object", where=CONFIG_FILE, remedy=AGAIN)
+        return config
+
+    @cached_property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Every tensor by its published name."""
+        return collect_tensors(self.shards, self._weight_map)
+
+    @cached_property
+    def shard_names(self) -> tuple[str, ...]:
+        """Names of the shards that the index names, sorted; of the only one if there is no index."""
+        return (SINGLE_FILE,) if self._weight_map is None else tuple(sorted(set(self._weight_map.values())))
+
+    @cached_property
+    def _weight_map(self) -> Mapping[str, str] | None:
+        return parse_index(self.read_file(INDEX_FILE)) if INDEX_FILE in self.files else None
+
+
+class LocalSource(Checkpoint):
     """A checkpoint in a local folder.
 
     Args:
@@ -139,14 +214,15 @@ class LocalSource:
     Raises:
         SourceError: The folder, its config.json, its index or a header of a shard cannot be used; raised when the
             part concerned is first looked at.
+        UsageError: `stated` contradicts what huggingface_hub left beside the files.
     """
 
-    def __init__(self, folder: Path, stated: Identity = Identity()) -> None:
+    def __init__(self, folder: Path, stated: Identity = UNKNOWN) -> None:
         self.folder = folder
-        self._stated = stated
         self._descriptors: dict[str, int] = {}
         if not folder.is_dir():
             raise SourceError("no such folder", where=folder, remedy="check the path of the checkpoint")
+        self.identity = merge_identity(observe_identity(folder), stated)
 
     @property
     def name(self) -> str:
@@ -154,27 +230,9 @@ class LocalSource:
         return self.folder.resolve().name
 
     @cached_property
-    def identity(self) -> Identity:
-        """What huggingface_hub left beside the files, completed by what was stated."""
-        return merge_identity(observe_identity(self.folder), self._stated)
-
-    @cached_property
-    def config(self) -> Mapping[str, Any]:
-        """config.json."""
-        config = parse_json(self.read_file(CONFIG_FILE), CONFIG_FILE)
-        if not isinstance(config, dict):
-            raise SourceError("not a JSON object", where=CONFIG_FILE, remedy=_AGAIN)
-        return config
-
-    @cached_property
     def shards(self) -> Mapping[str, Header]:
         """Headers by file name; every shard that the index names is there and as long as its header says."""
-        return {name: read_header(self._existing(name)) for name in self._shard_names}
-
-    @cached_property
-    def tensors(self) -> Mapping[str, StoredTensor]:
-        """Every tensor by its published name."""
-        return collect_tensors(self.shards, self._weight_map)
+        return {name: read_header(self._existing(name)) for name in self.shard_names}
 
     @cached_property
     def files(self) -> tuple[str, ...]:
@@ -205,6 +263,20 @@ class LocalSource:
         """The SHA-256 of a file's bytes in hexadecimal."""
         return file_sha256(self._existing(file))
 
+    def prepare(self, files: Sequence[str]) -> None:
+        """Nothing to do: the files are there."""
+
+    def release(self, file: str) -> None:
+        """Nothing to do: a source is never touched."""
+
+    def stop(self) -> None:
+        """Nothing to do: no read waits."""
+
+    @property
+    def disk_nbytes(self) -> int:
+        """0: nothing is fetched."""
+        return 0
+
     def nbytes(self, file: str) -> int:
         """The size of a file in bytes."""
         return self._existing(file).stat().st_size
@@ -221,23 +293,11 @@ class LocalSource:
     def _existing(self, name: str) -> Path:
         path = self.folder / name
         if not path.is_file():
-            raise SourceError("missing file", where=name, found=f"nothing in {self.name}", remedy=_AGAIN)
+            raise SourceError("missing file", where=name, found=f"nothing in {self.name}", remedy=AGAIN)
         return path
 
-    @cached_property
-    def _weight_map(self) -> Mapping[str, str] | None:
-        if not (self.folder / INDEX_FILE).is_file():
-            return None
-        return parse_index(self.read_file(INDEX_FILE))
 
-    @cached_property
-    def _shard_names(self) -> tuple[str, ...]:
-        if self._weight_map is not None:
-            return tuple(sorted(set(self._weight_map.values())))
-        return (SINGLE_FILE,)
-
-
-_AGAIN = "fetch the checkpoint again"
+AGAIN = "fetch the checkpoint again"
 
 
 def parse_json(raw: bytes, name: str) -> Any:
@@ -248,8 +308,8 @@ def parse_json(raw: bytes, name: str) -> Any:
     """
     try:
         return json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SourceError("not JSON", where=name, found=str(error), remedy=_AGAIN) from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise SourceError("not JSON", where=name, found=str(error), remedy=AGAIN) from error
 
 
 class _Index(msgspec.Struct):
@@ -264,8 +324,8 @@ def parse_index(raw: bytes) -> Mapping[str, str]:
     """
     try:
         weight_map = msgspec.json.decode(raw, type=_Index).weight_map
-    except msgspec.DecodeError as error:
-        raise SourceError("not a safetensors index", where=INDEX_FILE, found=str(error), remedy=_AGAIN) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SourceError("not a safetensors index", where=INDEX_FILE, found=str(error), remedy=AGAIN) from error
     for file in set(weight_map.values()):
         path = PurePosixPath(file)
         if path.is_absolute() or len(path.parts) != 1 or ".." in path.parts or "\\" in file:
@@ -295,7 +355,7 @@ def collect_tensors(shards: Mapping[str, Header], weight_map: Mapping[str, str] 
                     where=tensor.spec.name,
                     found=f"{earlier.file} and {file}",
                     expected="one",
-                    remedy=_AGAIN,
+                    remedy=AGAIN,
                 )
     if weight_map is None:
         return tensors
@@ -307,11 +367,11 @@ def collect_tensors(shards: Mapping[str, Header], weight_map: Mapping[str, str] 
                 where=name,
                 found=found.file if found else "no such tensor",
                 expected=file,
-                remedy=_AGAIN,
+                remedy=AGAIN,
             )
     for name, tensor in tensors.items():
         if name not in weight_map:
-            raise SourceError("is not in the index", where=name, found=f"in {tensor.file}", remedy=_AGAIN)
+            raise SourceError("is not in the index", where=name, found=f"in {tensor.file}", remedy=AGAIN)
     return tensors
 
 
@@ -331,7 +391,7 @@ def pread_into(descriptor: int, offset: int, buffer: memoryview, name: str) -> N
                     where=name,
                     found=f"{offset + filled} bytes",
                     expected=f"at least {offset + len(buffer)}",
-                    remedy=_AGAIN,
+                    remedy=AGAIN,
                 )
             filled += count
     except OSError as error:
