@@ -1,0 +1,202 @@
+"""`hubtool evidence`: what validations found, and how it gets into the record and onto the card."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+import msgspec
+
+from hubtool import units
+from hubtool.cli.console import Console, table
+from hubtool.cli.options import FOLDER, parse_size, with_console
+from hubtool.errors import RecordError, UsageError
+from hubtool.record import Evidence, MachineRecord, Outcome
+
+if TYPE_CHECKING:
+    from hubtool.record import Record
+
+CHECKS = ("integrity", "load", "smoke", "smoke-streamed")
+
+
+@click.group("evidence")
+def command() -> None:
+    """What is known of a folder's validation."""
+
+
+@command.command("list")
+@click.argument("folder", type=FOLDER)
+@with_console
+def list_command(console: Console, folder: Path) -> None:
+    """List the evidence of a folder; what is about other bytes is marked, and never on the card."""
+    record = require_record(folder)
+    current = [each.subject == record.subject for each in record.evidence]
+    documents = [
+        {**msgspec.to_builtins(each), "current": now} for each, now in zip(record.evidence, current, strict=True)
+    ]
+    rows = [
+        [each.check, each.outcome, each.kind, "yes" if now else "no", each.started, each.detail]
+        for each, now in zip(record.evidence, current, strict=True)
+    ]
+    console.answer(documents, lambda: table(["check", "outcome", "kind", "these bytes", "when", ""], rows))
+
+
+@command.command("add")
+@click.argument("folder", type=FOLDER)
+@click.option("--check", required=True, type=click.Choice(CHECKS), help="What was checked.")
+@click.option("--outcome", required=True, type=click.Choice(get_args(Outcome)), help="How it ended.")
+@click.option("--detail", required=True, help="A sentence on what happened.")
+@click.option("--model", default="", help="The machine's model, as `Mac Studio`.")
+@click.option("--chip", default="", help="Its chip, as `Apple M2 Ultra`.")
+@click.option("--memory", callback=parse_size, metavar="SIZE", help="Its memory, as 128GiB.")
+@click.option("--system", default="", help="Its system, as `macOS 15.4`.")
+@click.option("--figure", "figures", multiple=True, metavar="NAME=VALUE", help="As tokens_per_second=4.65; repeatable.")
+@click.option("--version", "versions", multiple=True, metavar="NAME=VERSION", help="As mlx-lm=0.32.2; repeatable.")
+@click.option("--command", "by", default="", help="The command that was run, without paths.")
+@click.option("--started", default="", metavar="TIME", help="When, as 2026-11-23T10:00:00+00:00.  [default: now]")
+@click.option("--seconds", type=click.FloatRange(0), default=0.0, help="How long it took.")
+@with_console
+def add_command(
+    console: Console,
+    folder: Path,
+    check: str,
+    outcome: Outcome,
+    detail: str,
+    model: str,
+    chip: str,
+    memory: int | None,
+    system: str,
+    figures: tuple[str, ...],
+    versions: tuple[str, ...],
+    by: str,
+    started: str,
+    seconds: float,
+) -> None:
+    """Record what you did elsewhere. It is shown as stated by the publisher, and proves nothing by itself."""
+    record = require_record(folder)
+    evidence = Evidence(
+        check=check,
+        outcome=outcome,
+        detail=detail,
+        figures={name: _number(value) for name, value in _pairs(figures, "--figure")},
+        machine=MachineRecord(model=model, chip=chip, memory_nbytes=memory or 0, system=system),
+        versions=dict(_pairs(versions, "--version")),
+        command=by,
+        started=_time(started),
+        seconds=seconds,
+        subject=record.subject,
+        kind="stated",
+    )
+    _require_private(evidence)
+    add_evidence(folder, [evidence])
+    console.answer(msgspec.to_builtins(evidence), lambda: evidence_text([evidence]))
+
+
+def _require_private(evidence: Evidence) -> None:
+    """Raise UsageError if a statement holds what must not be published."""
+    from hubtool.privacy import read_identity, scan_text
+
+    texts = msgspec.json.format(msgspec.json.encode(evidence), indent=1).decode()
+    leaks = [*scan_text("evidence", texts, read_identity())]
+    if leaks or any(word.startswith(("/", "./", "../")) for word in evidence.command.split()):
+        found = f"{leaks[0].kind} {leaks[0].found!r}" if leaks else f"path in --command {evidence.command!r}"
+        raise UsageError("evidence is published", found=found, expected="none", remedy="leave it out")
+
+
+def _pairs(values: Sequence[str], option: str) -> list[tuple[str, str]]:
+    pairs = [value.partition("=") for value in values]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise UsageError("not a pair", where=option, found=f"{name}{equals}{value}", expected="NAME=VALUE")
+    return [(name.strip(), value.strip()) for name, _, value in pairs]
+
+
+def _number(text: str) -> int | float | str:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if isfinite(number) else text
+
+
+def _time(text: str) -> str:
+    """A time in UTC, ISO 8601; without a time zone it is taken for the machine's."""
+    try:
+        when = datetime.fromisoformat(text) if text else datetime.now(UTC)
+    except ValueError as error:
+        raise UsageError("not a time", where="--started", found=text, expected="2026-11-23T10:00:00+00:00") from error
+    return when.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def require_record(folder: Path) -> "Record":
+    """The record of a folder.
+
+    Raises:
+        RecordError: It has none, or it cannot be read.
+    """
+    from hubtool.record import RECORD_FILE, read_record
+
+    record = read_record(folder) if folder.is_dir() else None
+    if record is None:
+        raise RecordError("no record", where=folder, expected=RECORD_FILE, remedy="give a folder that hubtool made")
+    return record
+
+
+def add_evidence(folder: Path, evidence: Sequence[Evidence]) -> None:
+    """Append evidence to the record of a folder, and make anew what is made from the record, the card first of all.
+
+    Each file is written whole or not at all. The weights may be damaged: they are not looked at.
+    """
+    from hubtool.journal import locked, write_beside
+    from hubtool.recard import Opened, make_card, write_card
+    from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, encode_record
+
+    with locked(folder):
+        record = require_record(folder)
+        card = folder / CARD_FILE
+        opened = Opened(
+            name=str(folder),
+            folder=folder,
+            commit=None,
+            subject=msgspec.structs.replace(record, evidence=(*record.evidence, *evidence)),
+            card=card.read_text(encoding="utf-8") if card.is_file() else "",
+            assets=tuple(
+                sorted(path.relative_to(folder).as_posix() for path in (folder / ASSETS_PREFIX).glob("*.png"))
+            ),
+            statements={},
+            disagreements=(),
+        )
+        text = make_card(opened)
+        write_beside(folder / RECORD_FILE, encode_record(opened.record))
+        write_card(opened, text)
+
+
+OUTCOMES: dict[Outcome, str] = {
+    "passed": "passed",
+    "failed": "FAILED",
+    "refused_preflight": "refused",
+    "aborted_by_guard": "stopped by the guard",
+    "not_run": "not run",
+}
+
+
+def evidence_text(evidence: Sequence[Evidence]) -> str:
+    """Evidence as lines for the person: outcome, sentence and figures."""
+    blocks = []
+    for each in evidence:
+        figures = [f"  {name:24}{_figure(name, value)}" for name, value in each.figures.items()]
+        took = f" ({units.format_seconds(each.seconds)})" if each.seconds else ""
+        blocks.append("\n".join([f"{each.check}: {OUTCOMES[each.outcome]}{took}", f"  {each.detail}", *figures]))
+    return "\n".join(blocks)
+
+
+def _figure(name: str, value: Any) -> str:
+    if name.endswith("_nbytes"):
+        return units.format_size(value)
+    return units.format_count(value) if isinstance(value, int) else str(value)

@@ -1,0 +1,120 @@
+"""Runs a task of the worker under the guard, and reads from its events how it went."""
+
+import hashlib
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+import hubtool
+from hubtool.validate.events import Device, Event, Failed, Task, Token
+from hubtool.validate.finding import Finding
+from hubtool.validate.guard import GuardReport, Limits, run_guarded
+
+LIBRARIES = ("mlx", "mlx-lm", "transformers")
+"""Whose versions belong to what a child finds."""
+
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_TOKEN_PATH")
+"""Environment variables that a model's code has no use for."""
+
+EventType = TypeVar("EventType")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A task that came to an end."""
+
+    report: GuardReport
+    events: tuple[Event, ...]
+
+    def last(self, kind: type[EventType]) -> EventType | None:
+        """The last event of a kind."""
+        return next((event for event in reversed(self.events) if isinstance(event, kind)), None)
+
+    def figures(self) -> dict[str, int | float | str]:
+        """What evidence says of its memory, and of what it ran on."""
+        figures = self.report.figures()
+        device = self.last(Device)
+        if device is not None:
+            figures["backend"] = device.backend
+            if device.backend == "cuda":
+                figures["unmeasured"] = "; ".join([*self.report.unmeasured, "the GPU's own memory"])
+        return figures
+
+
+def run_task(task: Task, limits: Limits, on_event: Callable[[Event], None] = lambda event: None) -> Ran:
+    """Do a task in a guarded child process, offline and without the person's tokens."""
+    events: list[Event] = []
+    decoder = msgspec.json.Decoder(Event)
+
+    def take(line: str) -> None:
+        event = decoder.decode(line)
+        events.append(event)
+        on_event(event)
+
+    # -P: a file that lies in the working directory must not be taken for a library.
+    command = [sys.executable, "-P", "-m", "hubtool.validate.worker", msgspec.json.encode(task).decode()]
+    with tempfile.TemporaryDirectory(prefix="hubtool-") as home:
+        report = run_guarded(command, limits, environment=_environment(home), on_line=take)
+    return Ran(report, tuple(events))
+
+
+def _environment(home: str) -> dict[str, str]:
+    package_root = str(Path(hubtool.__file__).parent.parent)
+    kept = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    path = os.pathsep.join(filter(None, [kept.get("PYTHONPATH"), package_root]))
+    return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": home, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def judge(ran: Ran, task: Task) -> Finding | None:
+    """What went wrong with a task, or None if it ended by itself and well."""
+    report, failure = ran.report, ran.last(Failed)
+    figures = ran.figures()
+    made = max((event.number for event in ran.events if isinstance(event, Token)), default=0)
+    if task.tokens and (failure or report.reason or report.returncode):
+        figures = {"tokens": made, **figures}
+    if report.reason:
+        return Finding("aborted_by_guard", report.explanation(), figures)
+    if failure is not None:
+        return Finding("failed", _without_paths(failure.detail, task.folder), figures)
+    if report.returncode:
+        return Finding("failed", _without_paths(_death(report), task.folder), figures)
+    return None
+
+
+def _death(report: GuardReport) -> str:
+    if report.returncode < 0:
+        name = signal.Signals(-report.returncode).name
+        cause = ", which the system sends when memory has run out" if name == "SIGKILL" else ""
+        return f"the process was ended by {name}{cause}"
+    last = report.errors.splitlines()[-1:] or ["nothing was said"]
+    return f"the process ended with code {report.returncode}: {last[0]}"
+
+
+def _without_paths(text: str, folder: str) -> str:
+    """A text in which no path tells whose machine it is."""
+    for path, name in ((folder, Path(folder).name), (str(Path(folder).resolve()), Path(folder).name)):
+        text = text.replace(path, name)
+    return text.replace(str(Path.home()), "~") if len(str(Path.home())) > 1 else text
+
+
+def tokens_digest(tokens: Sequence[int]) -> str:
+    """The first 16 digits of the SHA-256 of tokens, written in decimal with commas: to compare runs by."""
+    return hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()[:16]
+
+
+def trusts(folder: Path, config: Mapping[str, object]) -> bool:
+    """Whether the model code in a folder is hubtool's own, byte for byte, or there is none."""
+    name = config.get("model_file")
+    if name is None:
+        return True
+    if not isinstance(name, str) or Path(name).name != name:
+        return False
+    own, shipped = Path(hubtool.__file__).parent / "runtime" / name, folder / name
+    return own.is_file() and shipped.is_file() and own.read_bytes() == shipped.read_bytes()

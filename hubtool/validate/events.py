@@ -1,0 +1,62 @@
+"""What the guarding process and its child say to each other, as JSON."""
+
+from typing import Literal
+
+import msgspec
+
+Rung = Literal["integrity", "load", "smoke", "smoke-streamed"]
+
+RUNGS: tuple[Rung, ...] = ("integrity", "load", "smoke", "smoke-streamed")
+"""The ladder, cheapest first."""
+
+
+PROMPT_TOKENS = 7
+"""mlx-lm sorts tokens by expert from 64 of them on, seven tokens times eight experts being fewer: kernels for sorted
+tokens may depend on how many experts there are, and a streamed run has only the chosen ones."""
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What a child is to do: a rung, or to say what MLX runs on."""
+
+    what: Rung | Literal["device"]
+    folder: str
+    tokens: int = 0
+    trust_remote_code: bool = False
+
+
+class Device(msgspec.Struct, frozen=True, tag="device"):
+    """What MLX runs on, and how many bytes it recommends to use of it, if it says."""
+
+    backend: str
+    working_set_nbytes: int | None
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """The model is there, with so many parameters counted."""
+
+    parameters: int
+
+
+class Token(msgspec.Struct, frozen=True, tag="token"):
+    """A token was made; the first has number 1."""
+
+    number: int
+    token: int
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """The run came to its end."""
+
+    tokens: list[int]
+    seconds_per_token: float | None
+    read_nbytes: int | None = None
+    read_nbytes_per_token: int | None = None
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """It did not."""
+
+    detail: str
+
+
+Event = Device | Loaded | Token | Done | Failed

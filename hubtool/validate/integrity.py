@@ -1,0 +1,204 @@
+"""The first rung: the bytes on disk, without MLX. Headers, index, config and hashes, and that all scales are finite."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from hubtool.errors import HubtoolError, SourceError
+from hubtool.journal import STATE_DIR, write_beside
+from hubtool.measure import measure
+from hubtool.record import FileRecord, Record, files_digest, is_derived
+from hubtool.source import CONFIG_FILE, HASH_BLOCK_NBYTES, parse_json
+from hubtool.tensors import StoredTensor, read_header
+from hubtool.units import format_count
+from hubtool.validate.finding import Finding
+
+STAMPS_FILE = "integrity.json"
+
+EXPONENTS: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "BF16": (np.uint16, 0x7F80),
+    "F16": (np.uint16, 0x7C00),
+    "F32": (np.uint32, 0x7F800000),
+    "F64": (np.uint64, 0x7FF0000000000000),
+}
+"""Exponent bits of each float, which are all set in infinities and NaNs and only there (IEEE 754)."""
+
+SCALE_NANS: Mapping[str, tuple[int, ...]] = {"mxfp4": (0xFF,), "mxfp8": (0xFF,), "nvfp4": (0x7F, 0xFF)}
+"""The bytes that are NaN in a mode's uint8 scales: E8M0, and E4M3 for nvfp4 (OCP MX and FP8 specifications 1.0)."""
+
+
+@dataclass(frozen=True)
+class Integrity:
+    """What the bytes are.
+
+    Attributes:
+        finding: The rung's outcome.
+        subject: Digest of the files as they are, by the rule of `Record.subject`.
+    """
+
+    finding: Finding
+    subject: str
+
+
+def check_integrity(folder: Path, record: Record, progress: Callable[[int, str], None]) -> Integrity:
+    """Hold every byte of a folder against its record, in one pass over the shards and a few megabytes of memory.
+
+    A finding names the tensor where the bytes tell which it is: one that is not finite, missing, of another shape than
+    config.json or the index says. A hash tells only the file.
+
+    Args:
+        folder: A finished folder.
+        record: What it should hold.
+        progress: Told bytes read and the file in hand.
+    """
+    problems: list[str] = []
+    hashes: dict[str, str] = {}
+    modes = _scale_modes(folder, problems)
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            reading = _Reading(path, modes, progress)
+            problems.extend(reading.check())
+            hashes[path.name] = reading.digest.hexdigest()
+        except SourceError as error:
+            problems.append(str(error))
+    files: tuple[FileRecord, ...] = ()
+    try:
+        measurement = measure(folder, record, hashes)
+        problems.extend(measurement.disagreements)
+        files = tuple(file for file in measurement.files if not is_derived(file.name))
+    except HubtoolError as error:
+        problems.append(str(error))
+    problems = list(dict.fromkeys(problems))
+    subject = files_digest({file.name: file.sha256 for file in files})
+    if not problems:
+        _remember(folder, record)
+    return Integrity(Finding("failed" if problems else "passed", _detail(record, problems), _figures(record)), subject)
+
+
+def _scale_modes(folder: Path, problems: list[str]) -> Mapping[str, str]:
+    """Quantization mode of each module that config.json lists."""
+    try:
+        config = parse_json((folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
+    except (OSError, SourceError) as error:
+        problems.append(f"{CONFIG_FILE}: {error if isinstance(error, SourceError) else 'cannot be read'}")
+        return {}
+    quantization = (config.get("quantization") if isinstance(config, dict) else None) or {}
+    return {module: entry.get("mode", "affine") for module, entry in quantization.items() if isinstance(entry, dict)}
+
+
+class _Reading:
+    """One pass over a shard: its hash, and where it holds numbers that are not."""
+
+    def __init__(self, path: Path, modes: Mapping[str, str], progress: Callable[[int, str], None]) -> None:
+        self._path = path
+        self._modes = modes
+        self._progress = progress
+        self._buffer = bytearray(HASH_BLOCK_NBYTES)  # a multiple of every dtype's size
+        self.digest = hashlib.sha256()
+
+    def check(self) -> Iterator[str]:
+        """Sentences that name the tensors whose values are not finite."""
+        header = read_header(self._path)
+        with self._path.open("rb", buffering=0) as file:
+            for _ in self._blocks(file.fileno(), header.nbytes):
+                pass
+            for tensor in header.tensors:
+                bad, position, begun = 0, 0, 0
+                for block in self._blocks(file.fileno(), tensor.nbytes):
+                    found = np.flatnonzero(self._not_finite(tensor, block))
+                    if found.size and not bad:
+                        position = begun + int(found[0])
+                    bad += found.size
+                    begun += len(block) * tensor.spec.size // tensor.nbytes
+                if bad:
+                    yield _describe(tensor, bad, position)
+
+    def _blocks(self, descriptor: int, nbytes: int) -> Iterator[memoryview]:
+        view = memoryview(self._buffer)
+        while nbytes:
+            count = os.readv(descriptor, [view[: min(nbytes, len(view))]])
+            # A short read may end inside a number: the rest of it is read before anyone looks.
+            while count < min(nbytes, len(view)):
+                more = os.readv(descriptor, [view[count : min(nbytes, len(view))]])
+                if not more:
+                    raise SourceError("file ends early", where=self._path.name, remedy="convert again")
+                count += more
+            self.digest.update(view[:count])
+            self._progress(count, self._path.name)
+            yield view[:count]
+            nbytes -= count
+
+    def _not_finite(self, tensor: StoredTensor, block: memoryview) -> npt.NDArray[np.bool_]:
+        spec = tensor.spec
+        if spec.dtype in EXPONENTS:
+            dtype, exponent = EXPONENTS[spec.dtype]
+            bits = np.frombuffer(block, dtype)
+            every: npt.NDArray[np.bool_] = (bits & dtype(exponent)) == exponent
+            return every
+        module, _, name = spec.name.rpartition(".")
+        nans = SCALE_NANS.get(self._modes.get(module, "")) if name == "scales" and spec.dtype == "U8" else None
+        return np.isin(np.frombuffer(block, np.uint8), nans) if nans else np.zeros(0, np.bool_)
+
+
+def _describe(tensor: StoredTensor, bad: int, position: int) -> str:
+    index = [int(i) for i in np.unravel_index(position, tensor.spec.shape)]
+    count = f"{format_count(bad)} of {format_count(tensor.spec.size)} values"
+    return f"{tensor.file}: {tensor.spec.name}: {count} not finite, the first at {index}"
+
+
+def _detail(record: Record, problems: list[str]) -> str:
+    if problems:
+        shown, more = problems[:8], len(problems) - 8
+        return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+    text = "hashes, headers, index and config are those of the record, and every scale and bias is finite"
+    if record.weight_error and record.weight_error.tensors:
+        errors = record.weight_error.tensors
+        worst = max(errors, key=lambda name: errors[name])
+        text += f"; the relative squared error of the weights is at most {errors[worst]:.3g}, in {worst}"
+    return text
+
+
+def _figures(record: Record) -> dict[str, int | float | str]:
+    return {"tensors": record.measured.tensors, "files": len(record.files)}
+
+
+class _Stamp(msgspec.Struct, frozen=True):
+    """What changes with a file's bytes, at no cost, and the hash that they had."""
+
+    nbytes: int
+    modified_ns: int
+    inode: int
+    sha256: str
+
+
+def _stamp(path: Path, sha256: str) -> _Stamp:
+    status = path.stat()
+    return _Stamp(status.st_size, status.st_mtime_ns, status.st_ino, sha256)
+
+
+def _remember(folder: Path, record: Record) -> None:
+    stamps = {file.name: _stamp(folder / file.name, file.sha256) for file in record.files}
+    (folder / STATE_DIR).mkdir(exist_ok=True)
+    write_beside(folder / STATE_DIR / STAMPS_FILE, msgspec.json.encode(stamps))
+
+
+def is_unchanged(folder: Path, record: Record) -> bool:
+    """Whether the folder passed before, and no file of the record was touched since."""
+    path = folder / STATE_DIR / STAMPS_FILE
+    if not path.is_file():
+        return False
+    try:
+        known = msgspec.json.decode(path.read_bytes(), type=dict[str, _Stamp])
+    except msgspec.DecodeError:
+        return False
+    present = {file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")}
+    if {name for name in present if not is_derived(name)} != record.hashes().keys():
+        return False
+    return known == {file.name: _stamp(folder / file.name, file.sha256) for file in record.files}

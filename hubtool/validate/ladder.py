@@ -1,0 +1,200 @@
+"""The ladder: which rungs are climbed, in which order, and the evidence that each leaves."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hubtool.record import Evidence, MachineRecord, Record
+from hubtool.source import CONFIG_FILE, parse_json
+from hubtool.units import GB
+from hubtool.validate.child import LIBRARIES, trusts
+from hubtool.validate.events import RUNGS, Event, Rung, Task, Token
+from hubtool.validate.finding import Finding
+from hubtool.validate.guard import Limits
+from hubtool.validate.integrity import check_integrity, is_unchanged
+from hubtool.validate.load import check_load
+from hubtool.validate.machine import this_machine, versions
+from hubtool.validate.memory import capacity
+from hubtool.validate.needs import Needs, needs_of_folder
+from hubtool.validate.smoke import check_resident, check_streamed, compare_tokens, refuse
+
+Advance = Callable[[int, str], None]
+Stage = Callable[[str, int], AbstractContextManager[Advance]]
+"""A stage for the time of a `with`, from its name and bytes; it gives a function that takes bytes done and a label."""
+
+DEFAULT_TOKENS = 16
+
+DEFAULT_SHARE = 0.8
+"""Of the memory that is available: what a child may take unless a limit is given. The rest is for everything else."""
+
+
+def default_limit() -> int:
+    """Bytes of memory that a child may take on this machine as it is now."""
+    return int(capacity().available_nbytes * DEFAULT_SHARE)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be validated, and how.
+
+    Attributes:
+        limits: Of the guard.
+        named: Rungs asked for by name; none means all that the machine can do safely.
+        tokens: How many are generated.
+        force: Begin a generation although the preflight says that there is no room for it.
+        trust_remote_code: Run model code that is not hubtool's own.
+    """
+
+    limits: Limits
+    named: frozenset[Rung] = field(default_factory=frozenset)
+    tokens: int = DEFAULT_TOKENS
+    force: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for this, without the folder's path."""
+        words = ["hubtool validate", *(f"--{_OPTIONS[rung]}" for rung in RUNGS if rung in self.named)]
+        if self.tokens != DEFAULT_TOKENS:
+            words.append(f"--tokens {self.tokens}")
+        words.append(f"--memory-limit {self.limits.memory_nbytes / GB:.6g}GB")
+        words += [f"--{name}" for name in ("force", "trust_remote_code") if getattr(self, name)]
+        return " ".join(words).replace("_", "-")
+
+
+_OPTIONS: dict[Rung, str] = {"integrity": "integrity", "load": "load", "smoke": "smoke", "smoke-streamed": "streamed"}
+
+
+def validate(folder: Path, record: Record, request: Request, stage: Stage) -> Iterator[Evidence]:
+    """Climb the ladder, and give the evidence of each rung when it is done.
+
+    The integrity of the files comes first, whatever was asked for, so that evidence is about the bytes that it names;
+    it is taken for granted where it was shown before and no file was touched since. What follows a rung that failed is
+    not run.
+
+    Args:
+        folder: A finished folder.
+        record: Its record.
+        request: Which rungs, within which limits.
+        stage: Shows progress.
+    """
+    climb = _Climb(folder, record, request, stage)
+    wanted = [rung for rung in RUNGS if not request.named or rung in request.named]
+    if "integrity" in wanted or not is_unchanged(folder, record):
+        evidence = climb.integrity()
+        yield evidence
+        if evidence.outcome != "passed":
+            yield from climb.not_run(wanted, "the files are not those of the record")
+            return
+    failed = None
+    for rung in [rung for rung in wanted if rung != "integrity"]:
+        if failed:
+            yield from climb.not_run([rung], failed)
+            continue
+        evidence = climb.rung(rung)
+        yield evidence
+        if evidence.outcome == "failed":
+            failed = f"the rung before it, {rung}, failed"
+
+
+class _Climb:
+    """One run of the ladder."""
+
+    def __init__(self, folder: Path, record: Record, request: Request, stage: Stage) -> None:
+        self._folder = folder
+        self._record = record
+        self._request = request
+        self._stage = stage
+        self._subject = record.subject
+        self._evidence = list(record.evidence)
+
+    @cached_property
+    def _machine(self) -> MachineRecord:
+        return this_machine()
+
+    @cached_property
+    def _config(self) -> Any:
+        return parse_json((self._folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
+
+    @cached_property
+    def _needs(self) -> Needs:
+        return needs_of_folder(self._folder, self._record, self._request.tokens)
+
+    def integrity(self) -> Evidence:
+        """The first rung; from then on evidence is about the files as they are."""
+        total = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
+        started, begun = _now(), time.monotonic()
+        with self._stage("integrity", total) as advance:
+            integrity = check_integrity(self._folder, self._record, advance)
+        self._subject = integrity.subject
+        return self._make("integrity", integrity.finding, started, time.monotonic() - begun, ("numpy",))
+
+    def rung(self, rung: Rung) -> Evidence:
+        """One of the others."""
+        started, begun = _now(), time.monotonic()
+        with self._stage(rung, 0) as advance:
+            finding = self._find(rung, lambda event: _show(event, advance))
+        return self._make(rung, finding, started, time.monotonic() - begun, LIBRARIES)
+
+    def not_run(self, rungs: Sequence[Rung], reason: str) -> Iterator[Evidence]:
+        """Evidence that rungs were not run, and why."""
+        for rung in rungs:
+            if rung != "integrity":
+                yield self._make(rung, Finding("not_run", reason), _now(), 0.0, ())
+
+    def _find(self, rung: Rung, on_event: Callable[[Event], None]) -> Finding:
+        request = self._request
+        if not (request.trust_remote_code or trusts(self._folder, self._config)):
+            return Finding("refused_preflight", f"{self._config['model_file']} is not hubtool's own model code")
+        folder = str(self._folder.resolve())
+        if rung == "load":
+            return check_load(folder, request.limits, trust_remote_code=True)
+        task = Task(rung, folder, request.tokens, trust_remote_code=True)
+        if not request.force and (refusal := refuse(task, self._needs, request.limits)):
+            return refusal
+        if rung == "smoke":
+            return check_resident(task, request.limits, on_event)
+        finding = check_streamed(task, request.limits, on_event)
+        return compare_tokens(finding, self._resident_digest()) if finding.outcome == "passed" else finding
+
+    def _resident_digest(self) -> str | None:
+        """What the tokens of a resident run were, by the same libraries on this machine and as many."""
+        for evidence in reversed(self._evidence):
+            if (
+                (evidence.check, evidence.outcome, evidence.kind) == ("smoke", "passed", "measured")
+                and (evidence.subject, evidence.machine) == (self._subject, self._machine)
+                and evidence.versions == versions(LIBRARIES)
+                and evidence.figures.get("tokens") == self._request.tokens
+            ):
+                return str(evidence.figures["tokens_digest"])
+        return None
+
+    def _make(self, rung: Rung, finding: Finding, started: str, seconds: float, libraries: Sequence[str]) -> Evidence:
+        evidence = Evidence(
+            check=rung,
+            outcome=finding.outcome,
+            detail=finding.detail,
+            figures=finding.figures,
+            machine=self._machine,
+            versions=versions(libraries),
+            command=self._request.command,
+            started=started,
+            seconds=round(seconds, 3),
+            subject=self._subject,
+        )
+        self._evidence.append(evidence)
+        return evidence
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _show(event: Event, advance: Advance) -> None:
+    if isinstance(event, Token):
+        advance(0, f"token {event.number}")

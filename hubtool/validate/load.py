@@ -1,0 +1,19 @@
+"""The second rung: stock mlx-lm loads the folder, lazily and strictly, in a child process."""
+
+from hubtool.units import format_count
+from hubtool.validate.child import judge, run_task
+from hubtool.validate.events import Loaded, Task
+from hubtool.validate.finding import Finding
+from hubtool.validate.guard import Limits
+
+
+def check_load(folder: str, limits: Limits, *, trust_remote_code: bool) -> Finding:
+    """Whether every parameter of the model has its tensor, and every tensor its parameter, at its shape."""
+    task = Task("load", folder, trust_remote_code=trust_remote_code)
+    ran = run_task(task, limits)
+    if (finding := judge(ran, task)) is not None:
+        return finding
+    loaded = ran.last(Loaded)
+    assert loaded is not None
+    detail = f"loaded by mlx-lm, lazily and strictly: all {format_count(loaded.parameters)} parameters matched"
+    return Finding("passed", detail, {"parameters": loaded.parameters, **ran.figures()})

@@ -1,0 +1,170 @@
+"""What a guarded child process does: `python -m hubtool.validate.worker TASK`, where TASK is JSON.
+
+It loads the model with stock mlx-lm and writes what happens to stdout, one JSON object a line. It ends when its stdin
+does, so that it does not outlive the process that guards it.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+import msgspec
+
+from hubtool.validate.events import PROMPT_TOKENS, Device, Done, Event, Failed, Loaded, Task, Token
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    from mlx.nn.layers.base import Module
+
+PROMPT = "The capital of France is the city of"
+
+
+class Reporter:
+    """Tells the guarding process what happens; whatever else is printed goes to stderr."""
+
+    def __init__(self) -> None:
+        self._out: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+
+    def tell(self, event: Event) -> None:
+        """Write an event."""
+        self._out.write(msgspec.json.encode(event).decode() + "\n")
+        self._out.flush()
+
+    def explain(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        """As `sys.excepthook`: tell what the exception says, then show it."""
+        self.tell(Failed(f"{kind.__name__}: {error}"))
+        sys.__excepthook__(kind, error, traceback)
+
+
+def main() -> None:
+    """Do the task that the command line holds."""
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    reporter = Reporter()
+    sys.excepthook = reporter.explain
+    task = msgspec.json.decode(sys.argv[1], type=Task)
+    _tell_device(reporter)
+    if task.what in _TASKS:
+        _TASKS[task.what](task, reporter)
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def _tell_device(reporter: Reporter) -> None:
+    from hubtool.device import require_backend
+
+    backend = require_backend()
+    import mlx.core as mx
+
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    reporter.tell(Device(backend, int(recommended) if recommended and backend == "metal" else None))
+
+
+def _open(task: Task, *, lazy: bool) -> tuple["Module", Any]:
+    """Model and tokenizer as stock mlx-lm loads them: strictly, so that every parameter has its tensor."""
+    import mlx_lm
+
+    loaded = mlx_lm.load(task.folder, lazy=lazy, trust_remote_code=task.trust_remote_code)
+    return loaded[0], loaded[1]
+
+
+def _load(task: Task, reporter: Reporter) -> None:
+    from mlx.utils import tree_flatten
+
+    from hubtool.source import LocalSource
+
+    model, _ = _open(task, lazy=True)
+    parameters = set(dict(tree_flatten(model.parameters())))
+    stored = set(LocalSource(Path(task.folder)).tensors)
+    if parameters != stored:
+        unmatched = ", ".join(sorted(parameters ^ stored)[:4])
+        reporter.tell(Failed(f"{len(parameters ^ stored)} names of parameters and tensors differ: {unmatched}"))
+        return
+    reporter.tell(Loaded(parameters=len(parameters)))
+
+
+def _smoke(task: Task, reporter: Reporter) -> None:
+    model, tokenizer = _open(task, lazy=False)
+    prompt = _prompt(tokenizer)
+    reporter.tell(Loaded(parameters=0))
+    first = [token for token, _ in _generate(model, prompt, 1, reporter)]
+    tokens = [token for token, _ in _generate(model, prompt, task.tokens, reporter)]
+    times: list[float] = []
+    again: list[int] = []
+    for token, when in _generate(model, prompt, task.tokens, reporter):
+        again.append(token)
+        times.append(when)
+    if first != tokens[:1] or tokens != again:
+        reporter.tell(Failed(f"greedy generation is not repeatable: tokens {tokens}, then {again}"))
+        return
+    reporter.tell(Done(tokens=tokens, seconds_per_token=_pace(times)))
+
+
+def _smoke_streamed(task: Task, reporter: Reporter) -> None:
+    import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
+
+    from hubtool.source import LocalSource
+    from hubtool.validate.streaming import Weights, stream
+
+    mx.set_cache_limit(0)  # what was read for one layer must not be kept for the next
+    model, tokenizer = _open(task, lazy=True)
+    prompt = _prompt(tokenizer)
+    cache = make_prompt_cache(model)
+    weights = Weights(LocalSource(Path(task.folder)), getattr(model, "sanitize", lambda arrays: arrays))
+    stream(model, weights)
+    reporter.tell(Loaded(parameters=0))
+    begun, tokens, times, read = time.monotonic(), [], [], []
+    for token, when in _generate(model, prompt, task.tokens, reporter, cache):
+        tokens.append(token)
+        times.append(when)
+        read.append(weights.read_nbytes)
+    reporter.tell(
+        Done(
+            tokens=tokens,
+            seconds_per_token=_pace(times) or times[0] - begun,
+            read_nbytes=weights.read_nbytes,
+            read_nbytes_per_token=(read[-1] - read[0]) // (len(read) - 1) if len(read) > 1 else read[0],
+        )
+    )
+
+
+def _prompt(tokenizer: Any) -> "mx.array":
+    import mlx.core as mx
+
+    return mx.array(tokenizer.encode(PROMPT)[:PROMPT_TOKENS])
+
+
+def _generate(
+    model: "Module", prompt: "mx.array", tokens: int, reporter: Reporter, cache: Any = None
+) -> Iterator[tuple[int, float]]:
+    """Greedy tokens and when they came; each step's probabilities are looked at."""
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+
+    for number, (token, logprobs) in enumerate(generate_step(prompt, model, max_tokens=tokens, prompt_cache=cache)):
+        if not mx.isfinite(logprobs).all().item():
+            raise ArithmeticError(f"the probabilities of token {number + 1} are not finite")
+        reporter.tell(Token(number=number + 1, token=int(token)))
+        yield int(token), time.monotonic()
+
+
+_TASKS = {"load": _load, "smoke": _smoke, "smoke-streamed": _smoke_streamed}
+
+
+def _pace(times: list[float]) -> float | None:
+    """Seconds from one token to the next, without the prompt; None for a single token."""
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hubtool.units import MB
+from hubtool.validate.guard import GuardReport, Limits, run_guarded
+from hubtool.validate.memory import Meter, Pressure, capacity
+
+HOG = Path(__file__).with_name("hog.py")
+
+LIMIT = 100 * MB
+
+LIMITS = Limits(LIMIT, grace=0.2)
+
+Hog = Callable[..., GuardReport]
+
+
+@pytest.fixture
+def hog(tmp_path: Path) -> Hog:
+    """Runs a hog under a limit, and makes sure that it did something and that nothing of it is alive."""
+
+    def run(*modes: str, limits: Limits = LIMITS) -> GuardReport:
+        pids = tmp_path / "pids"
+        report = run_guarded([sys.executable, str(HOG), str(pids), *modes], limits)
+        assert pids.read_text().split()
+        assert [pid for pid in pids.read_text().split() if psutil.pid_exists(int(pid))] == []
+        assert psutil.Process().children(recursive=True) == []
+        return report
+
+    return run
+
+
+def python(code: str, limits: Limits = LIMITS, **options: object) -> GuardReport:
+    return run_guarded([sys.executable, "-c", code], limits, **options)  # type: ignore[arg-type]
+
+
+def test_guard_stops_a_child_that_grows_past_its_limit(hog: Hog) -> None:
+    report = hog()
+    assert report.reason == "memory"
+    assert report.returncode in (-signal.SIGTERM, -signal.SIGKILL)
+    assert LIMIT < report.peak_nbytes < 1.5 * LIMIT
+    assert report.explanation().endswith("over the limit of 100 MB")
+
+
+def test_guard_counts_forks_together(hog: Hog) -> None:
+    report = hog("fork")
+    assert report.reason == "memory"
+    assert LIMIT < report.peak_nbytes < 1.5 * LIMIT
+
+
+def test_guard_kills_a_child_that_ignores_term(hog: Hog) -> None:
+    report = hog("ignore-term")
+    assert (report.reason, report.killed, report.returncode) == ("memory", True, -signal.SIGKILL)
+
+
+def test_guard_finds_a_process_that_left_the_session_and_lost_its_parent(hog: Hog) -> None:
+    report = hog("leave-session")
+    assert report.reason == "memory"
+    assert report.peak_nbytes > LIMIT
+
+
+def test_guard_ends_what_a_child_leaves_behind(hog: Hog) -> None:
+    report = hog("leave-behind")
+    assert (report.reason, report.returncode, report.left) == (None, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [(Limits(LIMIT, swap_growth_nbytes=-1), "swap"), (Limits(LIMIT, pressure=-1.0), "pressure")],
+)
+def test_guard_stops_a_child_for_the_sake_of_the_system(limits: Limits, reason: str) -> None:
+    if reason == "pressure" and Pressure().sample() is None:
+        pytest.skip("this system does not tell its memory pressure")
+    report = python("import time; time.sleep(60)", limits)
+    assert (report.reason, report.returncode) == (reason, -signal.SIGTERM)
+    assert reason in report.explanation()
+
+
+def test_guard_leaves_a_child_alone_that_stays_within_its_limits() -> None:
+    lines: list[str] = []
+    report = python("import sys; print('one'); print('two'); sys.exit('why')", on_line=lines.append)
+    assert (report.returncode, report.reason, report.killed, report.left) == (1, None, False, 0)
+    assert lines == ["one", "two"]
+    assert report.errors == "why"
+    assert report.explanation() == ""
+
+
+def test_guard_says_what_it_counted_and_what_it_could_not_measure() -> None:
+    report = python("import time; time.sleep(0.2)")
+    figures = report.figures()
+    assert figures["limit_nbytes"] == LIMIT
+    assert 1 * MB < report.peak_nbytes < LIMIT
+    assert figures["memory_measure"] in ("pss", "phys_footprint")
+    assert ("unmeasured" in figures) == (Pressure().sample() is None)
+
+
+def test_nothing_is_alive_after_the_guard_itself_is_interrupted(tmp_path: Path) -> None:
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_guarded([sys.executable, str(HOG), str(tmp_path / "pids"), "fork"], Limits(LIMIT), on_line=interrupt)
+    assert psutil.Process().children(recursive=True) == []
+
+
+def test_a_child_notices_that_its_guard_was_killed(tmp_path: Path) -> None:
+    child = "import os,sys; print(os.getpid(), file=open(sys.argv[1], 'w', buffering=1)); sys.stdin.read()"
+    code = (
+        "import sys; from hubtool.validate.guard import *\n"
+        f"run_guarded([sys.executable, '-c', {child!r}, sys.argv[1]], Limits(10**9))"
+    )
+    written = tmp_path / "pid"
+    guard = subprocess.Popen([sys.executable, "-c", code, str(written)], env=os.environ | {"PYTHONPATH": _root()})
+    _wait_until(lambda: written.is_file() and written.read_text().strip() != "")
+    pid = int(written.read_text())
+    guard.kill()
+    guard.wait()
+    _wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_guarding_takes_little_memory_and_loads_no_mlx(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from hubtool.validate import ladder; from hubtool.validate.guard import *\n"
+        "report = run_guarded([sys.executable, *sys.argv[1:]], Limits(100_000_000))\n"
+        "unit = 1 if sys.platform == 'darwin' else 1024\n"
+        "print(report.reason, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 'mlx' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(HOG), str(tmp_path / "pids")]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": _root()}, capture_output=True, text=True, check=True)
+    reason, peak, mlx = done.stdout.split()
+    assert (reason, mlx) == ("memory", "False")
+    assert int(peak) < 300 * MB
+
+
+def test_proportional_memory_counts_shared_pages_once() -> None:
+    if sys.platform != "linux":
+        pytest.skip("proportional sizes are Linux's")
+    code = (
+        "import os, sys; held = bytearray(b'x' * 50_000_000); sys.stdout.write('x\\n'); sys.stdout.flush()\n"
+        "os.fork(); sys.stdin.read()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        process = psutil.Process(child.pid)
+        _wait_until(lambda: bool(process.children()))
+        pids = [child.pid, *(each.pid for each in process.children())]
+        shared, resident = Meter(1.0), Meter(1.0)
+        resident.measure = "rss"
+        assert 50 * MB < shared.nbytes(pids) < 80 * MB
+        assert resident.nbytes(pids) > 100 * MB
+
+
+def test_a_process_that_has_ended_takes_no_memory() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert Meter(1.0).nbytes([child.pid]) == 0
+
+
+def test_capacity_is_what_can_be_had_of_the_machine() -> None:
+    found = capacity()
+    assert 0 < found.available_nbytes <= found.total_nbytes <= psutil.virtual_memory().total
+
+
+def _root() -> str:
+    return str(Path(__file__).parents[2])
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    """Returns when it holds; a minute without it is a failure, not a slow machine."""
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came to hold")
