@@ -1,31 +1,87 @@
 """`hubtool card`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hubtool.cli.console import Console
-from hubtool.cli.options import FOLDER, with_console
-from hubtool.errors import RecordError
+from hubtool.cli.options import FOLDER, source_argument, with_console, yes_option
+from hubtool.cli.target import confirm, open_hub
+
+if TYPE_CHECKING:
+    from hubtool.recard import Opened
 
 
 @click.command("card")
-@click.argument("folder", type=FOLDER)
+@source_argument
+@click.option("--check", "mode", flag_value="check", help="Exit 1 if the card says what record and bytes do not.")
+@click.option("--diff", "mode", flag_value="diff", help="Show what would change, and change nothing.")
+@click.option("--preview", "mode", flag_value="preview", help="Open it in a browser as the Hub would show it.")
+@click.option("--push", "mode", flag_value="push", help="Commit the card to its repo, and the record if it changed.")
+@click.option("--plots", is_flag=True, help="Draw the pictures of a folder first; needs the extra `plots`.")
+@click.option("--template-dir", "templates", type=FOLDER, help="Templates that go before hubtool's of the same name.")
+@yes_option
 @with_console
-def command(console: Console, folder: Path) -> None:
-    """Write README.md anew from the record and the templates."""
-    from hubtool.card import render_card
-    from hubtool.journal import write_beside
-    from hubtool.record import RECORD_FILE, read_record
-    from hubtool.source import CARD_FILE
+def command(console: Console, source: str, mode: str | None, templates: Path | None, *, plots: bool, yes: bool) -> int:
+    """Make the card anew from the record and the templates, around the publisher's prose.
 
-    record = read_record(folder)
-    if record is None:
-        raise RecordError("no record", where=folder, expected=RECORD_FILE, remedy="give a folder that hubtool made")
-    card = render_card(record).encode()
-    path = folder / CARD_FILE
-    changed = not path.is_file() or path.read_bytes() != card
-    if changed:
-        write_beside(path, card)
-    document = {"card": str(path), "changed": changed}
-    console.answer(document, lambda: f"{path}: {'written' if changed else 'unchanged'}")
+    The README.md of a folder that hubtool made is written. Any other card is printed; --push commits a repo's.
+    """
+    from hubtool import recard
+
+    opened = recard.open_card(source, open_hub())
+    if plots:
+        from hubtool.plots import draw
+
+        opened = recard.with_pictures(opened, draw(opened.record))
+    if mode == "check":
+        return _check(console, opened, templates)
+    if mode == "push":
+        return _push(console, opened, templates, yes=yes)
+    card = recard.make_card(opened, templates)
+    if mode == "diff":
+        change = recard.diff(opened, card)
+        console.answer({"target": opened.name, "diff": change}, lambda: change.rstrip("\n") or "no change")
+    elif mode == "preview":
+        _preview(console, opened, card)
+    elif not opened.writable:
+        console.answer({"target": opened.name, "card": card}, lambda: card.rstrip("\n"))
+    else:
+        changed = recard.write_card(opened, card)
+        document = {"target": opened.name, "changed": list(changed)}
+        console.answer(document, lambda: f"{opened.name}: {', '.join(changed) or 'nothing'} changed")
+    return 0
+
+
+def _check(console: Console, opened: "Opened", templates: Path | None) -> int:
+    from hubtool import recard
+
+    problems = recard.check(opened, templates)
+    document = {"target": opened.name, "commit": opened.commit, "true": not problems, "problems": list(problems)}
+    console.answer(document, lambda: "\n".join(problems) or f"{opened.name}: the card says what record and bytes say")
+    return 1 if problems else 0
+
+
+def _push(console: Console, opened: "Opened", templates: Path | None, *, yes: bool) -> int:
+    from hubtool import recard
+
+    api = open_hub()
+    confirm(console, api.endpoint, opened.name if opened.folder is None else opened.record.repo or "", yes=yes)
+    pushed = recard.push_card(api, opened, templates)
+    document = {"repo": pushed.repo, "commit": pushed.commit, "changed": list(pushed.names)}
+    what = ", ".join(pushed.names)
+    console.answer(document, lambda: f"{pushed.repo} at {pushed.commit}: {what or 'nothing to change'}")
+    return 0
+
+
+def _preview(console: Console, opened: "Opened", card: str) -> None:
+    import webbrowser
+
+    from hubtool.preview import inline, write_preview
+
+    remote = f"{open_hub().endpoint}/{opened.name}/resolve/{opened.commit}"
+    address = inline(opened.folder) if opened.folder else lambda name: f"{remote}/{name}"
+    path = write_preview(opened.name, card, address)
+    webbrowser.open(path.as_uri())
+    console.answer({"target": opened.name, "page": str(path)}, lambda: str(path))

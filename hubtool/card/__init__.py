@@ -1,0 +1,24 @@
+"""The card: Markdown that is a pure function of the record, the templates and the publisher's prose; and its check.
+
+The record's values become words and figures here; the templates lay them out and compute nothing.
+"""
+
+from hubtool.card.check import check_card
+from hubtool.card.measured import Unread, Unrecorded, describe_unrecorded
+from hubtool.card.metadata import card_metadata, check_publishable
+from hubtool.card.prose import read_prose
+from hubtool.card.render import render_card
+from hubtool.card.validation import current_evidence, describe_status
+
+__all__ = [
+    "Unread",
+    "Unrecorded",
+    "card_metadata",
+    "check_card",
+    "check_publishable",
+    "current_evidence",
+    "describe_status",
+    "describe_unrecorded",
+    "read_prose",
+    "render_card",
+]

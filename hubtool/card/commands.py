@@ -1,0 +1,109 @@
+"""The commands of a card: to run, reproduce and verify, and how to cite."""
+
+import re
+import shlex
+from collections.abc import Collection
+
+from hubtool import units
+from hubtool.card.markdown import code, fenced, link
+from hubtool.card.tables import Section
+from hubtool.card.validation import current_evidence, describe_versions, known
+from hubtool.hubrules import is_repo_id
+from hubtool.record import Evidence, Record
+
+_PLAIN_VERSION = re.compile(r"\d+(?:\.\d+)*(?:[a-z]+\d+)*")
+
+
+def loaded_with(record: Record) -> Evidence | None:
+    """The evidence that these files were loaded or run with an mlx-lm whose version is known; measured goes first."""
+    passed = [
+        item
+        for item in current_evidence(record)
+        if item.check != "integrity" and item.outcome == "passed" and "mlx-lm" in item.versions
+    ]
+    return max(passed, key=lambda item: (item.kind == "measured", item.started), default=None)
+
+
+def run_section(repo: str | None, model_type: str, names: Collection[str], tested: Evidence | None) -> Section:
+    """How to run a repo with the files `names`; a folder if it has no repo."""
+    model_file = f"{model_type}.py" if f"{model_type}.py" in names else None
+    trust = " --trust-remote-code" if model_file else ""
+    model = repo if repo and is_repo_id(repo) else "."
+    version = tested.versions["mlx-lm"] if tested else ""
+    pinned = f'"mlx-lm=={version}"' if _PLAIN_VERSION.fullmatch(version) else '"mlx-lm>=0.32"'
+    options = ", trust_remote_code=True" if model_file else ""
+    return {
+        "tested": tested and known(describe_versions({"mlx-lm": version}), tested.kind),
+        "model_file": model_file and code(model_file),
+        "folder": model == ".",
+        "hub_snippet": code(f'mlx_lm.load("{model}")'),
+        "commands": fenced(
+            [
+                f"pip install {pinned}",
+                f"mlx_lm.generate --model {model}{trust} --max-tokens 256 --prompt 'Why is the sky blue?'",
+                f"mlx_lm.chat --model {model}{trust}",
+                f"mlx_lm.server --model {model}{trust}",
+            ],
+            "sh",
+        ),
+        "python": fenced(
+            [
+                "from mlx_lm import generate, load",
+                "",
+                f'model, tokenizer = load("{model}"{options})',
+                'messages = [{"role": "user", "content": "Why is the sky blue?"}]',
+                "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)",
+                "print(generate(model, tokenizer, prompt, max_tokens=256))",
+            ],
+            "python",
+        ),
+    }
+
+
+def reproduce_section(record: Record) -> Section:
+    """How to make the files again, if the source is known, and how to check them."""
+    verify = f"hubtool verify {record.repo}" if record.repo and is_repo_id(record.repo) else "hubtool inspect ."
+    return {
+        "conversion": _conversion(record),
+        "plan": code(record.plan.digest),
+        "verify": fenced([verify], "sh"),
+        "files": units.format_count(len(record.files)),
+    }
+
+
+def _conversion(record: Record) -> str | None:
+    source, recipe = record.source, record.recipe.name
+    versions = {name: record.versions.get(name, "") for name in ("hubtool", "mlx")}
+    if not source.repo or not is_repo_id(source.repo) or not all(map(_PLAIN_VERSION.fullmatch, versions.values())):
+        return None
+    revision = f"@{source.commit}" if source.commit else ""
+    out = (record.repo or f"{source.repo}-{recipe}").rpartition("/")[2]
+    return fenced(
+        [
+            f"pip install {' '.join(f'{name}=={version}' for name, version in versions.items())}",
+            f"hubtool convert {source.repo}{revision} --recipe {shlex.quote(recipe)} --out {shlex.quote(out)}",
+        ],
+        "sh",
+    )
+
+
+def citation_section(record: Record) -> Section | None:
+    """Whose model it is, None if that is not known."""
+    repo = record.source.repo
+    if repo is None:
+        return None
+    org, _, name = repo.partition("/")
+    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    lines = [
+        f"@misc{{{key},",
+        f"  title  = {{{_bibtex(name)}}},",
+        f"  author = {{{{{_bibtex(org)}}}}},",
+        f"  url    = {{https://huggingface.co/{_bibtex(repo)}}},",
+    ]
+    if record.source.commit:
+        lines.append(f"  note   = {{revision {record.source.commit}}},")
+    return {"source": link(repo), "bibtex": fenced([*lines, "}"], "bibtex")}
+
+
+def _bibtex(text: str) -> str:
+    return re.sub(r"[{}\\\s]+", " ", text)

@@ -1,0 +1,97 @@
+"""The publisher's prose: what stands in a card between marked comments, kept through every regeneration."""
+
+import re
+from collections.abc import Mapping
+
+from hubtool.errors import OutputError
+
+_BEGIN = re.compile(r"^<!-- hubtool:prose ([a-z][a-z0-9-]*) -->$", re.MULTILINE)
+_END = "<!-- /hubtool:prose -->"
+_REMEDY = "mend the card: each section's prose stands between its own two comments"
+
+_ACTIVE_HTML = re.compile(r"<\s*/?\s*(script|style|iframe|object|embed|form|meta|link|base|svg)\b|\bon\w+\s*=", re.I)
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
+
+LEFT_OVER = "notes"
+"""The section at whose end prose is kept whose own section a template no longer has."""
+
+
+def block(name: str, prose: str = "") -> str:
+    """The prose of a section between its comments."""
+    return f"<!-- hubtool:prose {name} -->\n{prose}{_END}"
+
+
+def read_prose(card: str) -> dict[str, str]:
+    """The prose of a card by section, each ending in a line break, or empty.
+
+    Raises:
+        OutputError: A comment is missing, or a section stands twice; or the prose would change what follows it.
+    """
+    found: dict[str, str] = {}
+    name: str | None = None
+    lines: list[str] = []
+    for number, line in enumerate(card.replace("\r\n", "\n").split("\n"), start=1):
+        begin = _BEGIN.fullmatch(line.rstrip())
+        if begin:
+            if name is not None:
+                raise _broken(number, f"prose {begin[1]} begins within prose {name}")
+            if begin[1] in found:
+                raise _broken(number, f"prose {begin[1]} a second time")
+            name, lines = begin[1], []
+        elif line.rstrip() == _END:
+            if name is None:
+                raise _broken(number, "the end of prose that has not begun")
+            found[name] = "".join(f"{each}\n" for each in lines)
+            _check(name, lines, number - len(lines))
+            name = None
+        elif name is not None:
+            lines.append(line)
+    if name is not None:
+        raise _broken(number, f"prose {name} without its end {_END}")
+    return found
+
+
+def insert_prose(card: str, prose: Mapping[str, str]) -> str:
+    """A fresh card with the prose of an older one in its blocks."""
+    kept = dict(prose)
+    names = _BEGIN.findall(card)
+    homeless = [name for name in kept if name not in names and kept[name].strip()]
+    if homeless and LEFT_OVER in names:
+        kept[LEFT_OVER] = "\n".join([kept.get(LEFT_OVER, ""), *(kept[name] for name in homeless)]).lstrip("\n")
+    elif homeless:
+        card = card.rstrip("\n") + "".join(f"\n\n{block(name)}" for name in homeless) + "\n"
+    return _BEGIN.sub(lambda match: f"{match[0]}\n{kept.get(match[1], '')}".removesuffix("\n"), card)
+
+
+def without_prose(card: str) -> str:
+    """The card with every block of prose emptied, its lines kept as empty ones so that line numbers stay."""
+    inside = False
+    lines = []
+    for line in card.replace("\r\n", "\n").split("\n"):
+        inside = inside and line.rstrip() != _END
+        lines.append("" if inside else line)
+        inside = inside or _BEGIN.fullmatch(line.rstrip()) is not None
+    return "\n".join(lines)
+
+
+def _check(name: str, lines: list[str], first: int) -> None:
+    """Refuse prose that would swallow or script what follows it."""
+    fence, fenced_at = "", 0
+    for number, line in enumerate(lines, start=first):
+        match = _FENCE.fullmatch(line)
+        if match and not fence:
+            fence, fenced_at = match[1], number
+        elif match and match[1][0] == fence[0] and len(match[1]) >= len(fence) and not match[2].strip():
+            fence = ""
+        elif not fence and (active := _ACTIVE_HTML.search(line)):
+            raise _broken(number, f"HTML that the Hub removes, {active[0]!r}, in prose {name}")
+    if fence:
+        raise _broken(fenced_at, f"a block of code that prose {name} does not close")
+    text = "\n".join(lines)
+    if text.count("<!--") != text.count("-->"):
+        raise _broken(first, f"a comment that prose {name} does not close")
+
+
+def _broken(line: int, found: str) -> OutputError:
+    where = f"README.md, line {line}"
+    return OutputError("the publisher's prose cannot be told", where=where, found=found, remedy=_REMEDY)

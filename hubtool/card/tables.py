@@ -1,0 +1,141 @@
+"""The tables of a card: machines, labels, and what the recipe made of each component."""
+
+from typing import Any
+
+from hubtool import machines, units
+from hubtool.card.markdown import code, escape
+from hubtool.card.validation import current_evidence, describe_machine, describe_nbytes, describe_versions
+from hubtool.record import ComponentRecord, Evidence, MeasuredRecord, Record
+
+NOT_RECORDED = "not recorded"
+
+Section = dict[str, Any]
+
+SHOWN_SIZES = tuple(size for size in machines.MEMORY_SIZES if size >= 64)
+"""Machines that the card's table names; smaller ones too where they hold the model."""
+
+_DTYPES = {
+    "BF16": "scales and biases of quantized weights, and what is kept in bfloat16",
+    "F16": "scales and biases of quantized weights, and what is kept in float16",
+    "F32": "what is kept in float32",
+    "U32": "quantized weights, packed into 32-bit words",
+    "U8": "scales of block formats",
+    "I64": "integer routing tables",
+    "I32": "integer routing tables",
+}
+
+_DTYPE_NBYTES = {"BF16": 2, "F16": 2, "F32": 4, "U32": 4, "U8": 1, "I64": 8, "I32": 4}
+
+TEXT_COLUMNS = (("Component", "---"), ("Stored as", "---"))
+"""Names of columns, and Markdown's rule below them."""
+
+
+def machine_table(record: Record) -> Section | None:
+    """What weights and cache take, and which machines hold them; None if the cache is not recorded."""
+    cache, weights = record.plan.cache, record.measured.nbytes
+    if not cache:
+        return None
+    needed = [weights + each.nbytes for each in cache]
+    holding = [size for size in machines.MEMORY_SIZES if machines.fits(needed[0], size)]
+    least = min([SHOWN_SIZES[0], *holding])
+    streamed = [
+        item
+        for item in current_evidence(record)
+        if item.check == "smoke-streamed" and item.outcome == "passed" and item.kind == "measured"
+    ]
+    return {
+        "lengths": [f"{each.tokens // 1024}k tokens" for each in cache],
+        "weights": [describe_nbytes(weights)] * len(cache),
+        "cache": [describe_nbytes(each.nbytes) for each in cache],
+        "needed": [describe_nbytes(nbytes) for nbytes in needed],
+        "rows": [
+            (
+                f"{size} GB ({units.format_gib(machines.usable_nbytes(size))} usable)",
+                ["yes" if machines.fits(nbytes, size) else "no" for nbytes in needed],
+            )
+            for size in machines.MEMORY_SIZES
+            if size >= least
+        ],
+        "share": f"{machines.USABLE_SHARE:.0%}",
+        "smallest": f"{holding[0]} GB" if holding else None,
+        "streamed": [_streamed(item) for item in streamed],
+    }
+
+
+def _streamed(item: Evidence) -> str:
+    peak = item.figures.get("peak_nbytes")
+    within = f" in {describe_nbytes(peak)} of memory" if isinstance(peak, int) else ""
+    where = describe_machine(item.machine)
+    return f"Streamed from disk, one layer's weights at a time, it generated{within} ({where})."
+
+
+def label_rows(measured: MeasuredRecord, label_bits: int | None) -> list[tuple[str, str]]:
+    """Each label of the Hub's page, and what it means here."""
+    rows = []
+    bits = units.format_bits(measured.effective_bits)
+    if label_bits is not None:
+        label = f"the `bits` at the top of config.json. The files hold {bits} bits per weight, scales and biases"
+        rows.append((f"{label_bits}-bit", f"{label} included"))
+    stored = sum(nbytes // _DTYPE_NBYTES.get(dtype, 1) for dtype, nbytes in measured.dtypes.items())
+    counts = f"{units.format_count(measured.parameters)} logical parameters"
+    if stored != measured.parameters:
+        counts += f", in {units.format_count(stored)} stored values. Apps that count stored values show a smaller model"
+    rows.append((f"Model size {units.format_parameters(measured.parameters)}", counts))
+    rows += [
+        (f"Tensor type {escape(dtype)}", f"{units.format_nbytes(nbytes)}: {_DTYPES.get(dtype, 'other tensors')}")
+        for dtype, nbytes in measured.dtypes.items()
+    ]
+    return rows
+
+
+def total_rows(measured: MeasuredRecord) -> list[tuple[str, str]]:
+    """Names and values of the totals."""
+    return [
+        ("Effective bits per weight", units.format_bits(measured.effective_bits)),
+        ("Parameters", units.format_count(measured.parameters)),
+        ("Tensors", units.format_count(measured.tensors)),
+        ("Shards", units.format_count(measured.shards)),
+        ("Indexed MLX tensor size", f"{units.format_nbytes(measured.nbytes)}, {describe_nbytes(measured.nbytes)}"),
+    ]
+
+
+def recipe_section(record: Record) -> Section:
+    """The recipe, the totals, and a row for each component."""
+    plan, recipe = record.plan, record.recipe
+    facts = [("Recipe", f"{code(recipe.name)}, SHA-256 {code(recipe.sha256)}")]
+    if plan.mode:
+        facts += [("Quantization mode", escape(plan.mode)), ("Group size", str(plan.group_size))]
+    facts += total_rows(record.measured)
+    facts.append(("Made with", describe_versions(record.versions)))
+    measured_error = any(component.error is not None for component in plan.components)
+    rows = [
+        (
+            escape(component.name),
+            escape("; ".join(component.formats) or "as published"),
+            units.format_count(component.parameters),
+            units.format_bits(units.effective_bits(component.nbytes, component.parameters)),
+            units.format_count(component.nbytes),
+            *([_error(component)] if measured_error else []),
+        )
+        for component in plan.components
+    ]
+    numbers = ("Parameters", "Bits", "Bytes", *(["Error"] if measured_error else []))
+    return {
+        "description": escape(recipe.description),
+        "error": _error_note(record) if measured_error else "",
+        "facts": facts,
+        "head": [*TEXT_COLUMNS, *((name, "---:") for name in numbers)],
+        "components": rows,
+    }
+
+
+def _error_note(record: Record) -> str:
+    rows = record.weight_error.every_row if record.weight_error else 0
+    sample = {0: "", 1: ", over every row"}.get(rows, f", over one row in {rows}")
+    return f"Error is the relative mean squared error of the stored weights against the decoded source{sample}."
+
+
+def _error(component: ComponentRecord) -> str:
+    if component.error is None:
+        return NOT_RECORDED if component.formats else "not quantized"
+    return f"{component.error:.2e}"

@@ -1,0 +1,183 @@
+"""What must not reach a published file: paths, names and addresses of the publisher's machine, and tokens.
+
+Every text file is looked through before anything is sent, line by line; weights and pictures hold no text.
+"""
+
+import getpass
+import ipaddress
+import re
+import socket
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from hubtool.errors import OutputError
+
+BINARY = (".safetensors", ".png", ".npz", ".gguf", ".model")
+"""Ends of names of files that hold no text."""
+
+VOCABULARIES = ("tokenizer.json", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+"""Files that list words: a name of the machine among them says nothing. They are looked through for all else."""
+
+GENERIC_NAMES = frozenset(
+    "admin builder debian docker localhost macbook macbook-air macbook-pro mac-mini mac-studio nobody root runner "
+    "ubuntu user users".split()
+)
+"""User and host names that name nobody."""
+
+LEAST_NAME = 4
+"""Characters of a user or host name below which it may be any word."""
+
+_PATHS = re.compile(
+    r"(?<![\w./~-])(?:"
+    r"/(?:Users|home|Volumes|media|mnt|private|root|scratch|tmp|var/folders)/[\w.@+-]+"
+    r"|[A-Za-z]:\\{1,2}[\w .$-]+\\"
+    r"|\\\\[\w.-]+\\[\w.$-]+"
+    r"|~[\w-]*/[\w.-]+"
+    r"|file://[^\s\"'<>]+"
+    r")[\w./@+\\-]*"
+)
+_TOKENS = re.compile(
+    r"\bhf_[A-Za-z0-9]{20,}|\bapi_org_[A-Za-z0-9]{20,}"  # Hugging Face
+    r"|\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_\w{22,}|\bglpat-[\w-]{20,}"  # GitHub, GitLab
+    r"|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{35}\b"
+    r"|\bpypi-[\w-]{16,}|(?i:\bBearer\s+)[A-Za-z0-9._~+/-]{20,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"  # JSON web token
+    r"|(?<=://)[^\s/@:\"']+:[^\s/@\"']+(?=@)"  # a password in an address
+)
+_ADDRESSES = re.compile(
+    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|(?=[0-9a-fA-F:]*:[0-9a-fA-F]*:)[0-9a-fA-F:]{4,39})(?![\w:]|\.\d)"
+)
+
+PRIVATE_NETWORKS = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),  # RFC 1918
+        *("169.254.0.0/16", "100.64.0.0/10"),  # RFC 3927, RFC 6598
+        *("fc00::/7", "fe80::/10"),  # RFC 4193, RFC 4291
+    )
+)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Something that must not be published.
+
+    Attributes:
+        file: Where.
+        line: From 1.
+        kind: `path`, `token`, `private address`, `user name` or `host name`.
+        found: What, a token only by its beginning.
+    """
+
+    file: str
+    line: int
+    kind: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.kind} {self.found!r}"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The names of whoever publishes, and of the machine."""
+
+    users: frozenset[str]
+    hosts: frozenset[str]
+
+    def without(self, names: Iterable[str]) -> "Identity":
+        """The names but these, which are public anyway: those of the organisation and the repo."""
+        public = {part.lower() for name in names for part in re.split(r"[/\s]", name)}
+        return Identity(self.users - public, self.hosts - public)
+
+
+def read_identity() -> Identity:
+    """The names of this machine and its user, in small letters; those left out that name nobody."""
+    try:
+        users = {getpass.getuser(), Path.home().name}
+    except (KeyError, OSError, RuntimeError):
+        users = set()
+    full = socket.gethostname()
+    return Identity(_telling(users), _telling({full, full.partition(".")[0]}))
+
+
+def _telling(names: Iterable[str]) -> frozenset[str]:
+    small = {name.lower() for name in names}
+    return frozenset(name for name in small if len(name) >= LEAST_NAME and name not in GENERIC_NAMES)
+
+
+def scan_text(file: str, text: str, identity: Identity) -> Iterator[Leak]:
+    """Everything in a text that must not be published, by line."""
+    named = Identity(frozenset(), frozenset()) if _is_vocabulary(file) else identity
+    kinds = (("user name", _words(named.users)), ("host name", _words(named.hosts)))
+    for number, line in enumerate(text.splitlines(), start=1):
+        for match in _PATHS.finditer(line):
+            yield Leak(file, number, "path", match[0])
+        for match in _TOKENS.finditer(line):
+            yield Leak(file, number, "token", f"{match[0][:6]}...")
+        for match in _ADDRESSES.finditer(line):
+            if _is_private(match[0]):
+                yield Leak(file, number, "private address", match[0])
+        for kind, words in kinds:
+            for match in words.finditer(line) if words else ():
+                yield Leak(file, number, kind, match[0])
+
+
+def _is_vocabulary(file: str) -> bool:
+    return any(fnmatchcase(file.rpartition("/")[2], pattern) for pattern in VOCABULARIES)
+
+
+def _words(names: Collection[str]) -> re.Pattern[str] | None:
+    if not names:
+        return None
+    return re.compile(rf"(?<![\w])(?:{'|'.join(map(re.escape, sorted(names)))})(?![\w])", re.IGNORECASE)
+
+
+def _is_private(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return any(address in network for network in PRIVATE_NETWORKS if network.version == address.version)
+
+
+def scan_folder(folder: Path, names: Iterable[str], identity: Identity) -> tuple[Leak, ...]:
+    """Everything in these files of a folder that must not be published.
+
+    Args:
+        folder: The folder.
+        names: The files that are to be published.
+        identity: Whose names must not be.
+    """
+    leaks: list[Leak] = []
+    for name in names:
+        leaks += [Leak(name, 0, "path", name)] if name.startswith("/") or ".." in Path(name).parts else []
+        if not name.endswith(BINARY):
+            leaks += scan_text(name, (folder / name).read_bytes().decode("utf-8", errors="replace"), identity)
+    return tuple(leaks)
+
+
+def require_private(folder: Path, names: Iterable[str], public: Iterable[str] = ()) -> None:
+    """Refuse to publish files that tell of the publisher's machine.
+
+    Args:
+        folder: The folder.
+        names: The files that are to be published.
+        public: Names that are public anyway, of repos and organisations.
+
+    Raises:
+        OutputError: A file holds a path, a token, a private address, or the user's or machine's name.
+    """
+    leaks = scan_folder(folder, names, read_identity().without(public))
+    if leaks:
+        shown = "; ".join(str(leak) for leak in leaks[:5])
+        more = f"; and {len(leaks) - 5} more" if len(leaks) > 5 else ""
+        raise OutputError(
+            "a file tells what is nobody's business",
+            where=folder,
+            found=f"{shown}{more}",
+            remedy="take it out of the file, or out of the source that the file comes from, and convert again",
+        )

@@ -1,0 +1,131 @@
+"""Provenance as in-toto statements: where the files come from (SLSA), and what was tested on them.
+
+They are made from the record alone, so they can be made anew and compared. They are not signed: a signature of the
+files is OpenSSF model-signing's, beside them.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hubtool.record import PROVENANCE_FILE, TEST_RESULT_FILE, Evidence, FileRecord, Record, files_digest
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PROVENANCE_TYPE = "https://slsa.dev/provenance/v1"
+TEST_RESULT_TYPE = "https://in-toto.io/attestation/test-result/v0.1"
+"""https://github.com/in-toto/attestation, https://slsa.dev/spec/v1.0/provenance"""
+
+BUILDER = "pkg:pypi/hubtool"
+BUILD_TYPE = f"{BUILDER}#convert/v1"
+"""What `externalParameters` mean: a source, and the recipe that decides how each of its weights is stored."""
+
+HUB = "https://huggingface.co"
+
+_RESULTS = {"passed": "passedTests", "failed": "failedTests", "aborted_by_guard": "failedTests"}
+"""Refused and not run are neither: their configuration stands in the statement without a verdict."""
+
+
+def make_statements(record: Record) -> dict[str, bytes]:
+    """The statements about a record's files, by file name: the provenance, and the test result if there is evidence."""
+    statements = {PROVENANCE_FILE: _provenance(record)}
+    evidence = [item for item in record.evidence if item.subject == record.subject]
+    if evidence:
+        statements[TEST_RESULT_FILE] = _test_result(record, evidence)
+    return {name: (json.dumps(statement, indent=2) + "\n").encode() for name, statement in statements.items()}
+
+
+def check_statements(record: Record, found: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Every statement that is not what the record says, as sentences.
+
+    Args:
+        record: The record.
+        found: The statements of a folder or repo, by file name.
+    """
+    expected = make_statements(record)
+    problems = [f"{name}: missing" for name in expected if name not in found]
+    problems += [f"{name}: not what the record says" for name in expected if found.get(name, b"") != expected[name]]
+    names = (PROVENANCE_FILE, TEST_RESULT_FILE)
+    problems += [f"{name}: about what is not recorded" for name in names if name in found and name not in expected]
+    return tuple(sorted({problem.partition(":")[0]: problem for problem in reversed(problems)}.values()))
+
+
+def _statement(record: Record, predicate_type: str, predicate: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [_resource(file) for file in record.files],
+        "predicateType": predicate_type,
+        "predicate": predicate,
+    }
+
+
+def _resource(file: FileRecord) -> dict[str, Any]:
+    return {"name": file.name, "digest": {"sha256": file.sha256}}
+
+
+def _provenance(record: Record) -> dict[str, Any]:
+    source, recipe = record.source, record.recipe
+    versions = dict(record.versions)
+    return _statement(
+        record,
+        PROVENANCE_TYPE,
+        {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {
+                    "source": _checkpoint(record),
+                    "recipe": {"name": recipe.name, "digest": {"sha256": recipe.sha256}},
+                },
+                "internalParameters": {"plan": {"sha256": record.plan.digest}},
+                "resolvedDependencies": [_checkpoint(record), *(_resource(file) for file in source.files)],
+            },
+            "runDetails": {"builder": {"id": BUILDER, "version": versions}},
+        },
+    )
+
+
+def _checkpoint(record: Record) -> dict[str, Any]:
+    """The source as a resource: by repo and commit as far as they are known, and by the digest of its files."""
+    source = record.source
+    digest = {"sha256": files_digest({file.name: file.sha256 for file in source.files})}
+    resource: dict[str, Any] = {"name": source.repo or source.model_type, "digest": digest}
+    if source.repo:
+        resource["uri"] = f"{HUB}/{source.repo}" + (f"/tree/{source.commit}" if source.commit else "")
+    if source.commit:
+        digest["gitCommit"] = source.commit
+    known = {"repo": source.repo_known or "not recorded", "commit": source.commit_known or "not recorded"}
+    return resource | {"annotations": known}
+
+
+def _test_result(record: Record, evidence: list[Evidence]) -> dict[str, Any]:
+    verdicts: dict[str, list[str]] = {"passedTests": [], "warnedTests": [], "failedTests": []}
+    for item in evidence:
+        if item.outcome in _RESULTS:
+            verdicts[_RESULTS[item.outcome]].append(item.check)
+    result = "FAILED" if verdicts["failedTests"] else "PASSED" if verdicts["passedTests"] else "WARNED"
+    return _statement(
+        record,
+        TEST_RESULT_TYPE,
+        {
+            "result": result,
+            "configuration": [_configuration(item) for item in evidence],
+            **{name: list(dict.fromkeys(checks)) for name, checks in verdicts.items()},
+        },
+    )
+
+
+def _configuration(item: Evidence) -> dict[str, Any]:
+    machine = item.machine
+    return {
+        "name": item.check,
+        "digest": {"sha256": item.subject},
+        "annotations": {
+            "outcome": item.outcome,
+            "kind": item.kind,
+            "detail": item.detail,
+            "command": item.command,
+            "started": item.started,
+            "machine": f"{machine.model}, {machine.chip}, {machine.memory_nbytes} bytes, {machine.system}",
+            "versions": item.versions,
+            "figures": item.figures,
+        },
+    }

@@ -1,0 +1,316 @@
+"""The card of a folder or of a repo on the Hub: made anew around the publisher's prose, compared, pushed.
+
+Of a repo only the record, the card and the shards' headers are read, never weights.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+import hubtool
+from hubtool.card import Unread, Unrecorded, check_card, describe_unrecorded, read_prose, render_card
+from hubtool.card.metadata import CHAT_TEMPLATE_FILE
+from hubtool.errors import HubError, OutputError, SourceError
+from hubtool.http import list_files, make_api, translated
+from hubtool.hub import commit_documents
+from hubtool.hub_source import HUB_PREFIX, HubSource, parse_spec
+from hubtool.journal import write_beside
+from hubtool.measure import measure_files
+from hubtool.provenance import check_statements, make_statements
+from hubtool.record import (
+    ASSETS_PREFIX,
+    CARD_FILE,
+    PROVENANCE_FILE,
+    RECORD_FILE,
+    TEST_RESULT_FILE,
+    FileRecord,
+    Record,
+    decode_record,
+    encode_record,
+)
+from hubtool.source import CONFIG_FILE, LocalSource, parse_json
+from hubtool.tensors import Header, read_header
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A folder or repo whose card is worked on.
+
+    Attributes:
+        name: The folder's path or the repo's name.
+        folder: None for a repo.
+        commit: The commit that was read, None for a folder.
+        subject: Its record, or what could be measured without one.
+        card: Its README.md, empty if it has none.
+        assets: Names of its pictures.
+        statements: Its provenance, by file name.
+        disagreements: Where record and bytes contradict each other.
+    """
+
+    name: str
+    folder: Path | None
+    commit: str | None
+    subject: Record | Unrecorded
+    card: str
+    assets: tuple[str, ...]
+    statements: Mapping[str, bytes]
+    disagreements: tuple[str, ...]
+
+    @property
+    def writable(self) -> bool:
+        """Whether it is a folder that hubtool made: the card of another is someone else's."""
+        return self.folder is not None and isinstance(self.subject, Record)
+
+    @property
+    def record(self) -> Record:
+        """Its record.
+
+        Raises:
+            SourceError: It has none.
+        """
+        if isinstance(self.subject, Record):
+            return self.subject
+        raise SourceError("no record", where=self.name, expected=RECORD_FILE, remedy="take what hubtool published")
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What was committed; no names if the repo had it all, and then `commit` is the one that it has."""
+
+    repo: str
+    commit: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Files, wherever they are."""
+
+    name: str
+    folder: Path | None
+    commit: str | None
+    files: Sequence[FileRecord]
+    assets: Sequence[str]
+    headers: Callable[[list[str]], Mapping[str, Header]]
+    read: Callable[[str], bytes]
+
+
+def open_card(spec: str, api: HfApi | None = None) -> Opened:
+    """The card of a folder or of `[hub:]ORG/NAME[@REVISION]`; an existing path wins.
+
+    Raises:
+        SourceError: There is no such folder, a header cannot be read, or there are no shards.
+        RecordError: There is a record that cannot be read.
+        HubError: The Hub refused, or could not be reached.
+    """
+    parsed = parse_spec(spec)
+    if parsed is None or (not spec.startswith(HUB_PREFIX) and Path(spec).exists()):
+        return _open(_folder(Path(spec)))
+    return _open(_repo(*parsed, api or make_api()))
+
+
+def _folder(folder: Path) -> _Place:
+    source = LocalSource(folder)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    # Shards are as large as a disk is slow: `inspect` hashes them, here their sizes and headers are compared.
+    recorded = decode_record((folder / RECORD_FILE).read_bytes()).hashes() if RECORD_FILE in names else {}
+    hashes = {name: recorded.get(name) if _is_shard(name) else source.sha256(name) for name in names}
+    return _Place(
+        name=str(folder),
+        folder=folder,
+        commit=None,
+        files=[
+            FileRecord(name=name, sha256=digest or "0" * 64, nbytes=(folder / name).stat().st_size)
+            for name, digest in hashes.items()
+        ],
+        assets=sorted(path.relative_to(folder).as_posix() for path in (folder / ASSETS_PREFIX).glob("*.png")),
+        headers=lambda shards: {name: read_header(folder / name) for name in shards},
+        read=lambda name: (folder / name).read_bytes(),
+    )
+
+
+def _repo(repo: str, revision: str | None, api: HfApi) -> _Place:
+    source = HubSource(repo, revision, api=api)
+    commit = source.identity.commit
+    assert commit is not None
+    with translated(repo):
+        assets = [name for name in list_files(api, repo, commit) if name.startswith(ASSETS_PREFIX)]
+    return _Place(
+        name=source.name,
+        folder=None,
+        commit=commit,
+        files=[
+            FileRecord(name=name, sha256=source.sha256(name), nbytes=source.nbytes(name))
+            for name in source.published_files
+        ],
+        assets=sorted(assets),
+        headers=source.headers,
+        read=source.read_file,
+    )
+
+
+def _is_shard(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def _open(place: _Place) -> Opened:
+    names = [file.name for file in place.files]
+    headers = place.headers([name for name in names if _is_shard(name)])
+    if not headers:
+        raise SourceError("no safetensors files", where=place.name, remedy="check the name")
+    record = decode_record(place.read(RECORD_FILE)) if RECORD_FILE in names else None
+    card = place.read(CARD_FILE).decode("utf-8", errors="replace") if CARD_FILE in names else ""
+    measurement = measure_files(headers, place.files, place.read, record)
+    subject: Record | Unrecorded
+    if record is not None:
+        subject = record
+    else:
+        unread = Unread(
+            name=place.name if place.folder is None else place.folder.resolve().name,
+            repo=place.name if place.folder is None else None,
+            headers=headers,
+            config=parse_json(place.read(CONFIG_FILE), CONFIG_FILE) if CONFIG_FILE in names else {},
+            card=card,
+            conversational=CHAT_TEMPLATE_FILE in names,
+        )
+        subject = describe_unrecorded(unread, measurement.facts)
+    statements = {name: place.read(name) for name in (PROVENANCE_FILE, TEST_RESULT_FILE) if name in names}
+    problems = measurement.disagreements
+    if record is not None and statements:
+        problems += check_statements(record, statements)
+    return Opened(
+        name=place.name,
+        folder=place.folder,
+        commit=place.commit,
+        subject=subject,
+        card=card,
+        assets=tuple(place.assets),
+        statements=statements,
+        disagreements=problems,
+    )
+
+
+def make_card(opened: Opened, templates: Path | None = None) -> str:
+    """The card, anew, around the prose of the one that is there.
+
+    Raises:
+        OutputError: The prose cannot be told from the rest.
+        UsageError: A template cannot be used.
+    """
+    return render_card(opened.subject, templates, prose=read_prose(opened.card), assets=opened.assets)
+
+
+def check(opened: Opened, templates: Path | None = None) -> tuple[str, ...]:
+    """Every figure and claim of the card that is not what record and bytes say, as sentences; none if it holds.
+
+    Raises:
+        OutputError: The prose cannot be told from the rest.
+        UsageError: A template cannot be used.
+    """
+    if not opened.card:
+        return (f"{CARD_FILE}: missing", *opened.disagreements)
+    findings = check_card(opened.card, opened.subject, templates, opened.assets)
+    return (*(f"{CARD_FILE}: {finding}" for finding in findings), *opened.disagreements)
+
+
+def diff(opened: Opened, card: str) -> str:
+    """The change from the card that is there to `card`, as `diff -u` writes it; empty if there is none."""
+    lines = difflib.unified_diff(
+        opened.card.splitlines(keepends=True), card.splitlines(keepends=True), CARD_FILE, f"{CARD_FILE} (anew)"
+    )
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+def write_card(opened: Opened, card: str) -> tuple[str, ...]:
+    """Write the card of a folder, and its provenance; the names of the files that changed.
+
+    Raises:
+        OutputError: It is no folder.
+        SourceError: It has no record.
+    """
+    if opened.folder is None:
+        raise OutputError("not a folder", where=opened.name, remedy="push it, or write what is printed to a file")
+    documents = {CARD_FILE: card.encode(), **make_statements(opened.record)}
+    paths = {name: opened.folder / name for name in documents}
+    changed = [name for name, path in paths.items() if not path.is_file() or path.read_bytes() != documents[name]]
+    for name in changed:
+        write_beside(paths[name], documents[name])
+    return tuple(changed)
+
+
+def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Pushed:
+    """Commit the card of a folder or repo to its repo, with the record and what is made of it where those changed.
+
+    The prose of the repo's own card is kept, and a folder's is added where the repo has none.
+
+    Raises:
+        SourceError: It has no record.
+        HubError: The repo holds other files than the record, someone has committed meanwhile, or the Hub refused.
+        OutputError: Folder and repo have different prose in one section.
+    """
+    record = opened.record
+    repo = opened.name if opened.folder is None else record.repo
+    if repo is None:
+        raise SourceError("published nowhere yet", where=opened.name, remedy="publish it with `hubtool upload` first")
+    there = opened if opened.folder is None else open_card(f"{HUB_PREFIX}{repo}", api)
+    assert there.commit is not None
+    if there.record.subject != record.subject:
+        raise HubError(
+            "the repo holds other files than the folder",
+            where=repo,
+            found=there.record.subject,
+            expected=record.subject,
+            remedy="upload the folder",
+        )
+    prose = read_prose(opened.card) if there is opened else _merge_prose(opened, there)
+    pictures = _pictures(opened, there)
+    assets = sorted({*there.assets, *pictures})
+    documents = {CARD_FILE: render_card(record, templates, prose=prose, assets=assets).encode(), **pictures}
+    if encode_record(record) != encode_record(there.record):
+        documents |= {RECORD_FILE: encode_record(record), **make_statements(record)}
+    known = {CARD_FILE: there.card.encode(), **there.statements}
+    changed = {name: content for name, content in documents.items() if known.get(name) != content}
+    if not changed:
+        return Pushed(repo, there.commit, ())
+    message = f"Card made anew with hubtool {hubtool.__version__}"
+    return Pushed(repo, commit_documents(api, repo, changed, there.commit, message), tuple(changed))
+
+
+def _pictures(opened: Opened, there: Opened) -> dict[str, bytes]:
+    """The folder's pictures that the repo lacks, and all of them if the record has changed."""
+    if opened.folder is None:
+        return {}
+    changed = opened.subject != there.subject
+    names = opened.assets if changed else [name for name in opened.assets if name not in there.assets]
+    return {name: (opened.folder / name).read_bytes() for name in names}
+
+
+def _merge_prose(mine: Opened, theirs: Opened) -> dict[str, str]:
+    merged = read_prose(theirs.card)
+    for name, prose in read_prose(mine.card).items():
+        other = merged.get(name, "")
+        if prose.strip() and other.strip() and prose != other:
+            raise OutputError(
+                f"different prose in the section {name}",
+                where=f"{mine.name} and {theirs.name}",
+                remedy=f"make them equal, or run `hubtool card {theirs.name} --push`, which keeps the repo's",
+            )
+        merged[name] = other if other.strip() else prose
+    return merged
+
+
+def with_pictures(opened: Opened, pictures: Mapping[str, bytes]) -> Opened:
+    """The folder after these pictures were written to it.
+
+    Raises:
+        OutputError: It is no folder.
+    """
+    if opened.folder is None:
+        raise OutputError("not a folder", where=opened.name, remedy="draw the pictures in a folder, and push it")
+    (opened.folder / ASSETS_PREFIX).mkdir(exist_ok=True)
+    for name, content in pictures.items():
+        write_beside(opened.folder / name, content)
+    return replace(opened, assets=tuple(sorted({*opened.assets, *pictures})))
