@@ -1,7 +1,9 @@
 """Makes one piece of a conversion: bytes of the source in, arrays of the output out."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -33,12 +35,22 @@ ErrorSums = tuple[float, float]
 """Squared error and squared weight, each summed over the rows that were measured."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Made:
     """What a piece came to: the arrays of a step's outputs, and what quantizing them lost, if that was measured."""
 
     arrays: tuple[Array, ...]
     error: ErrorSums | None = None
+
+    @cached_property
+    def views(self) -> tuple[memoryview, ...]:
+        """The bytes of each array."""
+        return tuple(np.ascontiguousarray(array).data.cast("B") for array in self.arrays)
+
+    @cached_property
+    def checksums(self) -> tuple[int, ...]:
+        """CRC-32 of each array's bytes; folders that store the same share it."""
+        return tuple(zlib.crc32(view) for view in self.views)
 
 
 class PieceMaker:

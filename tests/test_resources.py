@@ -99,7 +99,16 @@ def test_editable_install_only_points_at_the_checkout(tmp_path: Path) -> None:
 
 def test_sdist_holds_what_the_tests_and_the_demo_need(sdist: Path) -> None:
     names = {path.name for path in sdist.iterdir()}
-    assert names >= {"CHANGELOG.md", "LICENSE", "Makefile", "pyproject.toml", "requirements.txt", "tests", *FOLDERS}
+    assert names >= {
+        "CHANGELOG.md",
+        "LICENSE",
+        "Makefile",
+        "README.md",
+        "pyproject.toml",
+        "requirements.txt",
+        "tests",
+        *FOLDERS,
+    }
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
