@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial, reduce
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -185,7 +185,7 @@ class Rope:
         self.inv_freq = (1 - stretched) / wavelengths + stretched / (scaling["factor"] * wavelengths)
 
     def __call__(self, positions: mx.array, width: int) -> mx.array:
-        """Rotations [..., width / 2] of a vector of `width` dims at positions [...], 1 for the dims left as they are."""
+        """Rotations [..., width / 2] of vectors of `width` dims at positions [...]: 1 for the leading dims."""
         angles = positions[..., None].astype(mx.float32) * self.inv_freq
         rotations = mx.cos(angles) + 1j * mx.sin(angles)
         pad = width // 2 - rotations.shape[-1]
@@ -217,6 +217,9 @@ class DeepseekV4Cache:
     Compressed entries are kept for good: entry w of a sequence, which stands for its tokens up to (w + 1) * ratio, is
     at index w. What stands beyond a sequence's own entries is overwritten before a token can see it. So sequences of
     any lengths stand side by side, and their offsets say everything else.
+
+    In bfloat16 a sequence of V4-Flash takes 23 MB and 6,880 bytes a token, with all layers: 2 bytes of 640 / 4 dims
+    in 21 of them and of 512 / 128 dims in 20. Keys of every token would take 44,032 bytes.
     """
 
     WINDOW, KV, GATE, INDEX_KV, INDEX_GATE, ENTRIES, INDEX_ENTRIES = range(7)
@@ -252,13 +255,14 @@ class DeepseekV4Cache:
 
     def store(self, slot: int, first: list[int], entries: mx.array) -> None:
         """Put entries [B, n, dims] at index first[b] of each sequence."""
-        pool = self.arrays[slot]
         batch, n, dims = entries.shape
         end = max(first) + n
-        room = 0 if pool is None else pool.shape[1]
-        if room < end:
-            more = mx.zeros((batch, -(-(end - room) // self.step) * self.step, dims), entries.dtype)
-            pool = more if pool is None else mx.concatenate([pool, more], axis=1)
+        pool = self.arrays[slot]
+        if pool is None:
+            pool = mx.zeros((batch, 0, dims), entries.dtype)
+        if pool.shape[1] < end:
+            more = -(-(end - pool.shape[1]) // self.step) * self.step
+            pool = mx.concatenate([pool, mx.zeros((batch, more, dims), pool.dtype)], axis=1)
         if _uniform(first):
             pool[:, first[0] : end] = entries
         else:
@@ -341,7 +345,7 @@ class DeepseekV4Cache:
         """Keep the sequences with these indices only, in place."""
         rows = mx.array(batch_indices)
         self.arrays = [None if array is None else array[rows] for array in self.arrays]
-        self.offset = [self.offset[index] for index in batch_indices]
+        self.offset = [self.offset[int(index)] for index in batch_indices]
 
     def extract(self, idx: int) -> "DeepseekV4Cache":
         """A cache with one of the sequences, on its own memory."""
@@ -381,6 +385,12 @@ class Ropes(NamedTuple):
     compressed: Rope  # for all that a layer with a compressor rotates, its queries and window included
 
 
+class Rotations(NamedTuple):
+    query: mx.array  # [1 or B, S, 1, D / 2], scaled by D ** -0.5 as attention wants queries
+    key: mx.array  # [1 or B, S, D / 2]
+    output: mx.array  # [1 or B, S, 1, D / 2], backwards: the keys, which are the values too, were rotated
+
+
 class Step:
     """The positions of a call's tokens and what follows from them, worked out once for all layers."""
 
@@ -391,8 +401,10 @@ class Step:
         first = self.first[:1] if _uniform(self.first) else self.first
         self.start = mx.array(first)[:, None]  # [1 or B, 1]
         positions = self.start + mx.arange(length)  # [1 or B, S]
-        self.plain_rotations = ropes.plain(positions, args.head_dim)[:, :, None]  # [1 or B, S, 1, D / 2]
-        self.rotations = ropes.compressed(positions, args.head_dim)[:, :, None]
+        plain, compressed = (rope(positions, args.head_dim) for rope in ropes)
+        self.plain_rotations, self.rotations = (
+            Rotations(r[:, :, None] * args.head_dim**-0.5, r, mx.conjugate(r)[:, :, None]) for r in (plain, compressed)
+        )
         self.index_rotations = ropes.compressed(positions, args.index_head_dim)[:, :, None]
         self.windows: dict[int, Windows] = {}
         self.entry_rotations: dict[tuple[int, int], mx.array] = {}
@@ -452,11 +464,16 @@ def _attend(q: mx.array, parts: list[Part], sinks: mx.array) -> mx.array:
         s = s.reshape(batch, length, heads, size)
         total = mx.logaddexp(total, mx.logsumexp(s, axis=-1, keepdims=True))
         scores.append(s)
-    out = mx.zeros_like(q)
+    outputs = []
     for (keys, _), s in zip(parts, scores, strict=True):
-        weights = mx.exp(s - total).reshape(batch, keys.shape[1], -1, keys.shape[2])
-        out = out + (weights @ keys).reshape(out.shape)
-    return out
+        weights = _exp_difference(s, total).reshape(batch, keys.shape[1], -1, keys.shape[2])
+        outputs.append((weights @ keys).reshape(q.shape))
+    return reduce(mx.add, outputs)
+
+
+@partial(mx.compile, shapeless=True)
+def _exp_difference(x: mx.array, y: mx.array) -> mx.array:
+    return mx.exp(x - y)
 
 
 class Compressor(nn.Module):
@@ -591,18 +608,17 @@ class Attention(nn.Module):
         rotations = step.rotations if self.ratio else step.plain_rotations
         q_lora = self.q_norm(self.wq_a(x))
         q = self.wq_b(q_lora).reshape(batch, length, self.n_heads, self.head_dim).astype(mx.float32)
-        q = mx.fast.rms_norm(q, None, self.eps) * self.head_dim**-0.5
-        q = _rotate(q, rotations)
-        kv = _rotate(self.kv_norm(self.wkv(x)), rotations.squeeze(2))
+        q = _rotate(mx.fast.rms_norm(q, None, self.eps), rotations.query)
+        kv = _rotate(self.kv_norm(self.wkv(x)), rotations.key)
         # Rounded like the entries, but kept in float32: the window is small, and read in full at every step.
         keys = cache.push(cache.WINDOW, kv.astype(x.dtype).astype(mx.float32), self.window - 1)
         parts, width = self._compressed(x, q_lora, step, cache)
-        out = [
+        slices = [
             _attend(q[:, lo:hi], [self._windowed(keys, step, lo, hi), *parts(lo, hi)], self.attn_sink)
             for lo, hi in _slices(length, self.window, batch * width)
         ]
-        out = out[0] if len(out) == 1 else mx.concatenate(out, axis=1)
-        out = _rotate(out, mx.conjugate(rotations)).astype(x.dtype)
+        out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=1)
+        out = _rotate(out, rotations.output).astype(x.dtype)
         return self.wo_b(_grouped_linear(self.wo_a, out.reshape(batch, length, self.o_groups, -1)))
 
     def _windowed(self, keys: mx.array, step: Step, lo: int, hi: int) -> Part:
@@ -624,7 +640,7 @@ class Attention(nn.Module):
         t = windows.entries
         entries = self.compressor(x, step, cache)
         index_entries = self.indexer.compressor(x, step, cache) if "indexer" in self else None
-        if t == 0:
+        if entries is None or t == 0:
             return lambda lo, hi: [], width
 
         if index_entries is None or t <= self.indexer.topk:
@@ -651,21 +667,109 @@ class Attention(nn.Module):
         return chosen, max(width + self.indexer.topk * (self.n_heads + self.head_dim), self.indexer.n_heads * t)
 
 
-def _sinkhorn_mix(
-    logits: mx.array, scale: mx.array, base: mx.array, *, streams: int, iterations: int, eps: float
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Weights of the streams in [.., M], of the output [.., M] and of stream j in stream k [.., M, M]."""
-    pre, post, comb = mx.split(logits, [streams, 2 * streams], axis=-1)
-    pre_base, post_base, comb_base = mx.split(base, [streams, 2 * streams])
-    pre = mx.sigmoid(pre * scale[0] + pre_base) + eps
-    post = 2 * mx.sigmoid(post * scale[1] + post_base)
-    comb = (comb * scale[2] + comb_base).reshape(*comb.shape[:-1], streams, streams)
-    comb = mx.softmax(comb, axis=-1) + eps
-    comb = comb / (comb.sum(axis=-2, keepdims=True) + eps)
+@partial(mx.compile, shapeless=True)
+def _balanced(comb: mx.array, eps: float, iterations: int) -> mx.array:
+    """Sinkhorn-Knopp: positive matrices [B, S, M, M] made to have columns, and nearly rows, that sum to 1."""
+    # Tokens last, so that the inner loops are long.
+    comb = mx.contiguous(comb.transpose(2, 3, 0, 1))
+    comb = comb / (comb.sum(axis=0, keepdims=True) + eps)
     for _ in range(iterations - 1):
-        comb = comb / (comb.sum(axis=-1, keepdims=True) + eps)
-        comb = comb / (comb.sum(axis=-2, keepdims=True) + eps)
+        comb = comb / (comb.sum(axis=1, keepdims=True) + eps)
+        comb = comb / (comb.sum(axis=0, keepdims=True) + eps)
+    return comb.transpose(2, 3, 0, 1)
+
+
+def _mix_plain(logits: mx.array, m: int, eps: float, iterations: int) -> tuple[mx.array, mx.array, mx.array]:
+    pre, post, comb = mx.split(logits, [m, 2 * m], axis=-1)
+    comb = mx.softmax(comb.reshape(*comb.shape[:2], m, m), axis=-1) + eps
+    return mx.sigmoid(pre) + eps, 2 * mx.sigmoid(post), _balanced(comb, eps, iterations)
+
+
+# _mix_plain in one launch instead of 80, a thread for each token; plain enough to be both Metal and CUDA.
+_MIX_SOURCE = """
+    if (token >= logits_shape[0]) {
+        return;
+    }
+    const int first = token * (2 + M) * M;
+    float c[M * M];
+    for (int i = 0; i < M; ++i) {
+        pre[token * M + i] = 1.0f / (1.0f + exp(-logits[first + i])) + eps[0];
+        post[token * M + i] = 2.0f / (1.0f + exp(-logits[first + M + i]));
+        const int row = first + (2 + i) * M;
+        float top = logits[row];
+        for (int j = 1; j < M; ++j) {
+            top = logits[row + j] > top ? logits[row + j] : top;
+        }
+        float sum = 0.0f;
+        for (int j = 0; j < M; ++j) {
+            c[i * M + j] = exp(logits[row + j] - top);
+            sum += c[i * M + j];
+        }
+        for (int j = 0; j < M; ++j) {
+            c[i * M + j] = c[i * M + j] / sum + eps[0];
+        }
+    }
+    for (int step = 0; step < 2 * ITERATIONS - 1; ++step) {
+        const int along = step % 2 == 0 ? M : 1;  // columns, rows, columns, ...
+        const int across = step % 2 == 0 ? 1 : M;
+        for (int i = 0; i < M; ++i) {
+            float sum = eps[0];
+            for (int j = 0; j < M; ++j) {
+                sum += c[i * across + j * along];
+            }
+            for (int j = 0; j < M; ++j) {
+                c[i * across + j * along] /= sum;
+            }
+        }
+    }
+    for (int i = 0; i < M * M; ++i) {
+        comb[token * M * M + i] = c[i];
+    }
+"""
+
+
+@lru_cache(maxsize=1)
+def _mix_kernel() -> Callable[..., list[mx.array]] | None:
+    make: Any
+    if mx.metal.is_available():
+        make, token = mx.fast.metal_kernel, "uint token = thread_position_in_grid.x;"
+    elif mx.cuda.is_available():
+        make, token = mx.fast.cuda_kernel, "uint32_t token = cooperative_groups::this_grid().thread_rank();"
+    else:
+        return None
+    names = {"input_names": ["logits", "eps"], "output_names": ["pre", "post", "comb"]}
+    kernel: Callable[..., list[mx.array]] = make(name="deepseek_v4_mix", source=token + _MIX_SOURCE, **names)
+    return kernel
+
+
+def _mix(logits: mx.array, m: int, eps: float, iterations: int) -> tuple[mx.array, mx.array, mx.array]:
+    """What the streams weigh in the block's input [B, S, M], its output in the streams [B, S, M], and they in each
+    other [B, S, M, M], of logits [B, S, (2 + M) * M]; all float32."""
+    kernel = _mix_kernel() if mx.default_device() == mx.gpu else None
+    if kernel is None:
+        return _mix_plain(logits, m, eps, iterations)
+    batch, length, width = logits.shape
+    tokens = batch * length
+    pre, post, comb = kernel(
+        inputs=[logits.reshape(tokens, width), mx.array([eps])],
+        template=[("M", m), ("ITERATIONS", iterations)],
+        grid=(tokens, 1, 1),
+        threadgroup=(min(tokens, 256), 1, 1),
+        output_shapes=[(batch, length, m), (batch, length, m), (batch, length, m, m)],
+        output_dtypes=[mx.float32] * 3,
+    )
     return pre, post, comb
+
+
+@partial(mx.compile, shapeless=True)
+def _expanded(x: mx.array, streams: mx.array, post: mx.array, comb: mx.array) -> mx.array:
+    mixed = comb.swapaxes(-1, -2) @ streams.astype(mx.float32)
+    return (mx.expand_dims(post, -1) * mx.expand_dims(x, -2) + mixed).astype(streams.dtype)
+
+
+@partial(mx.compile, shapeless=True)
+def _collapsed(streams: mx.array, weights: mx.array) -> mx.array:
+    return (mx.expand_dims(weights, -2) @ streams.astype(mx.float32)).squeeze(-2).astype(streams.dtype)
 
 
 class HyperConnection(nn.Module):
@@ -674,29 +778,28 @@ class HyperConnection(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         m = args.hc_mult
+        self.iterations = args.hc_sinkhorn_iters
+        self.eps = args.hc_eps
         self.norm_eps = args.rms_norm_eps
-        self.mix = partial(_sinkhorn_mix, streams=m, iterations=args.hc_sinkhorn_iters, eps=args.hc_eps)
         self.fn = mx.zeros(((2 + m) * m, m * args.hidden_size))
         self.base = mx.zeros(((2 + m) * m,))
         self.scale = mx.ones((3,))
+        self._scale_of_row = mx.array([0] * m + [1] * m + [2] * m * m)
 
     def __call__(self, streams: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """The block's input [B, S, C], and what `expand` needs: weights [B, S, M] and [B, S, M, M] in float32."""
-        flat = streams.flatten(2).astype(mx.float32)
-        logits = mx.fast.rms_norm(flat, None, self.norm_eps) @ self.fn.T
-        pre, post, comb = self.mix(logits, self.scale, self.base)
-        return _collapse(streams, pre), post, comb
+        """The block's input [B, S, C], and what `expand` needs of `_mix`."""
+        logits = _normalized(streams, self.norm_eps) @ self.fn.T * self.scale[self._scale_of_row] + self.base
+        pre, post, comb = _mix(logits, streams.shape[2], self.eps, self.iterations)
+        return _collapsed(streams, pre), post, comb
 
-    @staticmethod
-    def expand(x: mx.array, streams: mx.array, post: mx.array, comb: mx.array) -> mx.array:
-        """Streams [B, S, M, C] after a block with output x [B, S, C]."""
-        mixed = comb.swapaxes(-1, -2) @ streams.astype(mx.float32)
-        return (post[..., None] * x[:, :, None] + mixed).astype(streams.dtype)
+    def expand(self, x: mx.array, streams: mx.array, post: mx.array, comb: mx.array) -> mx.array:
+        """Streams [B, S, M, C] after a block with output x [B, S, C]; comb[j, k] is the weight of stream j in k."""
+        return _expanded(x, streams, post, comb)
 
 
-def _collapse(streams: mx.array, weights: mx.array) -> mx.array:
-    """[B, S, C] of streams [B, S, M, C] and weights [B, S, M]."""
-    return (weights[:, :, None] @ streams.astype(mx.float32)).squeeze(2).astype(streams.dtype)
+def _normalized(streams: mx.array, eps: float) -> mx.array:
+    """[B, S, M * C] in float32."""
+    return mx.fast.rms_norm(streams.flatten(2).astype(mx.float32), None, eps)
 
 
 class HyperHead(nn.Module):
@@ -711,9 +814,8 @@ class HyperHead(nn.Module):
         self.scale = mx.ones((1,))
 
     def __call__(self, streams: mx.array) -> mx.array:
-        flat = streams.flatten(2).astype(mx.float32)
-        logits = mx.fast.rms_norm(flat, None, self.norm_eps) @ self.fn.T
-        return _collapse(streams, mx.sigmoid(logits * self.scale + self.base) + self.eps)
+        logits = _normalized(streams, self.norm_eps) @ self.fn.T * self.scale + self.base
+        return _collapsed(streams, mx.sigmoid(logits) + self.eps)
 
 
 @partial(mx.compile, shapeless=True)
@@ -835,6 +937,9 @@ class DeepseekV4Model(nn.Module):
     def __call__(self, inputs: mx.array, cache: list[DeepseekV4Cache]) -> mx.array:
         batch, length = inputs.shape
         h = self.embed_tokens(inputs)
+        if mx.default_device() == mx.cpu:
+            # MLX's matrix products are up to ten times faster on a CPU with float32 than with bfloat16 activations.
+            h = h.astype(mx.float32)
         step = Step(self.args, self._ropes, cache[0], length)
         streams = mx.broadcast_to(h[:, :, None], (batch, length, self.args.hc_mult, h.shape[-1]))
         for layer, layer_cache in zip(self.layers, cache, strict=True):
@@ -888,7 +993,7 @@ class Model(nn.Module):
         if any(re.fullmatch(r"embed\.weight|layers\..*", name) for name in weights):
             weights = _from_published(weights)
             self._quantize_as(weights)
-        return {new: array for name, array in weights.items() for new, array in [_normalized(name, array)]}
+        return {new: array for name, array in weights.items() for new, array in [_current(name, array)]}
 
     def _quantize_as(self, weights: dict[str, mx.array]) -> None:
         """Make quantized modules of those whose published weights are: config.json says nothing that MLX knows."""
@@ -903,7 +1008,7 @@ class Model(nn.Module):
         nn.quantize(self, class_predicate=mode)
 
 
-def _normalized(name: str, array: mx.array) -> tuple[str, mx.array]:
+def _current(name: str, array: mx.array) -> tuple[str, mx.array]:
     """A converted checkpoint's name and array as this module has them, whichever publisher wrote it."""
     name = re.sub(r"\.hc_(attn|ffn)\.", r".\1_hc.", name)
     if ".attn.wo_a." in name and array.ndim == 3:

@@ -2,10 +2,20 @@
 
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+SEED = 7
+"""Of the checkpoints and the prompts that the goldens are made of."""
+PROMPT = 370
+"""Tokens of a golden's prompt: far beyond every sliding window, in the third heavily compressed window of 128."""
+CONTINUATION = 32
+"""Greedy tokens after it: the window closes while they are decoded."""
+GOLDENS = Path(__file__).with_name("goldens.npz")
+"""For each shape, ids [PROMPT + CONTINUATION] and float32 logits [PROMPT + CONTINUATION, vocab_size]."""
 
 Config = dict[str, Any]
 Weights = dict[str, NDArray[Any]]
@@ -122,72 +132,84 @@ def random_weights(config: Config, seed: int) -> Weights:
 
     Rows are scaled to keep variance, so that activations stay near 1 and no part is drowned by another.
     """
-    return dict(_tensors(config, seed))
+    return dict(_Random(config, seed).checkpoint())
 
 
-def _tensors(config: Config, seed: int) -> Iterator[tuple[str, NDArray[Any]]]:
-    hidden, streams = config["hidden_size"], config["hc_mult"]
+Tensors = Iterator[tuple[str, NDArray[Any]]]
 
-    def normal(name: str, *shape: int, mean: float = 0.0, std: float | None = None) -> tuple[str, NDArray[Any]]:
-        # RandomState's stream is frozen; the newer generators' may change with numpy.
-        random = np.random.RandomState(zlib.crc32(f"{seed} {name}".encode()))
-        scale = shape[-1] ** -0.5 if std is None else std
-        return name, (mean + scale * random.standard_normal(shape)).astype(np.float32)
 
-    def norm(name: str, dims: int) -> tuple[str, NDArray[Any]]:
-        return normal(name, dims, mean=1.0, std=0.1)
+class _Random:
+    """The tensors of one checkpoint by the part of the model that they belong to."""
 
-    def compressor(prefix: str, ratio: int, dims: int) -> Iterator[tuple[str, NDArray[Any]]]:
-        width = 2 * dims if ratio == 4 else dims
-        yield normal(f"{prefix}.ape", ratio, width, std=1.0)
-        yield normal(f"{prefix}.wkv.weight", width, hidden)
-        yield normal(f"{prefix}.wgate.weight", width, hidden)
-        yield norm(f"{prefix}.norm.weight", dims)
+    def __init__(self, config: Config, seed: int) -> None:
+        self.config, self.seed, self.hidden = config, seed, config["hidden_size"]
 
-    def mlp(prefix: str) -> Iterator[tuple[str, NDArray[Any]]]:
-        yield normal(f"{prefix}.w1.weight", config["moe_intermediate_size"], hidden)
-        yield normal(f"{prefix}.w2.weight", hidden, config["moe_intermediate_size"])
-        yield normal(f"{prefix}.w3.weight", config["moe_intermediate_size"], hidden)
+    def checkpoint(self) -> Tensors:
+        streams, vocab = self.config["hc_mult"], self.config["vocab_size"]
+        yield self.normal("embed.weight", vocab, self.hidden, std=1.0)
+        for layer in range(self.config["num_hidden_layers"]):
+            yield from self.attention(f"layers.{layer}.attn", self.config["compress_ratios"][layer])
+            yield from self.ffn(f"layers.{layer}.ffn", hashed=layer < self.config["num_hash_layers"])
+            for part in ("attn", "ffn"):
+                yield self.norm(f"layers.{layer}.{part}_norm.weight", self.hidden)
+                yield from self.streams(f"layers.{layer}.hc_{part}", (2 + streams) * streams, 3)
+        yield from self.streams("hc_head", streams, 1)
+        yield self.norm("norm.weight", self.hidden)
+        yield self.normal("head.weight", vocab, self.hidden, std=3.0 * self.hidden**-0.5)  # logits of std about 3
 
-    heads, head_dim, groups = config["num_attention_heads"], config["head_dim"], config["o_groups"]
-    yield normal("embed.weight", config["vocab_size"], hidden, std=1.0)
-    for layer in range(config["num_hidden_layers"]):
-        attn, ffn, ratio = f"layers.{layer}.attn", f"layers.{layer}.ffn", config["compress_ratios"][layer]
-        yield normal(f"{attn}.attn_sink", heads, std=1.0)
-        yield normal(f"{attn}.wq_a.weight", config["q_lora_rank"], hidden)
-        yield norm(f"{attn}.q_norm.weight", config["q_lora_rank"])
-        yield normal(f"{attn}.wq_b.weight", heads * head_dim, config["q_lora_rank"])
-        yield normal(f"{attn}.wkv.weight", head_dim, hidden)
-        yield normal(f"{attn}.kv_norm.weight", head_dim, mean=1.5, std=0.2)
-        yield normal(f"{attn}.wo_a.weight", groups * config["o_lora_rank"], heads * head_dim // groups)
-        yield normal(f"{attn}.wo_b.weight", hidden, groups * config["o_lora_rank"])
+    def attention(self, prefix: str, ratio: int) -> Tensors:
+        config = self.config
+        heads, head_dim, groups = config["num_attention_heads"], config["head_dim"], config["o_groups"]
+        yield self.normal(f"{prefix}.attn_sink", heads, std=1.0)
+        yield self.normal(f"{prefix}.wq_a.weight", config["q_lora_rank"], self.hidden)
+        yield self.norm(f"{prefix}.q_norm.weight", config["q_lora_rank"])
+        yield self.normal(f"{prefix}.wq_b.weight", heads * head_dim, config["q_lora_rank"])
+        yield self.normal(f"{prefix}.wkv.weight", head_dim, self.hidden)
+        yield self.normal(f"{prefix}.kv_norm.weight", head_dim, mean=1.5, std=0.2)
+        yield self.normal(f"{prefix}.wo_a.weight", groups * config["o_lora_rank"], heads * head_dim // groups)
+        yield self.normal(f"{prefix}.wo_b.weight", self.hidden, groups * config["o_lora_rank"])
         if ratio:
-            yield from compressor(f"{attn}.compressor", ratio, head_dim)
+            yield from self.compressor(f"{prefix}.compressor", ratio, head_dim)
         if ratio == 4:
             index_dim, index_heads = config["index_head_dim"], config["index_n_heads"]
-            yield normal(f"{attn}.indexer.wq_b.weight", index_heads * index_dim, config["q_lora_rank"])
-            yield normal(f"{attn}.indexer.weights_proj.weight", index_heads, hidden)
-            yield from compressor(f"{attn}.indexer.compressor", ratio, index_dim)
-        yield norm(f"layers.{layer}.attn_norm.weight", hidden)
-        yield norm(f"layers.{layer}.ffn_norm.weight", hidden)
-        yield normal(f"{ffn}.gate.weight", config["n_routed_experts"], hidden)
-        if layer < config["num_hash_layers"]:
-            name, scores = normal(f"{ffn}.gate.tid2eid", config["vocab_size"], config["n_routed_experts"])
-            yield name, np.argsort(scores, axis=-1)[:, : config["num_experts_per_tok"]].astype(np.int64)
+            yield self.normal(f"{prefix}.indexer.wq_b.weight", index_heads * index_dim, config["q_lora_rank"])
+            yield self.normal(f"{prefix}.indexer.weights_proj.weight", index_heads, self.hidden)
+            yield from self.compressor(f"{prefix}.indexer.compressor", ratio, index_dim)
+
+    def compressor(self, prefix: str, ratio: int, dims: int) -> Tensors:
+        width = 2 * dims if ratio == 4 else dims
+        yield self.normal(f"{prefix}.ape", ratio, width, std=1.0)
+        yield self.normal(f"{prefix}.wkv.weight", width, self.hidden)
+        yield self.normal(f"{prefix}.wgate.weight", width, self.hidden)
+        yield self.norm(f"{prefix}.norm.weight", dims)
+
+    def ffn(self, prefix: str, *, hashed: bool) -> Tensors:
+        experts, chosen = self.config["n_routed_experts"], self.config["num_experts_per_tok"]
+        yield self.normal(f"{prefix}.gate.weight", experts, self.hidden)
+        if hashed:
+            name, scores = self.normal(f"{prefix}.gate.tid2eid", self.config["vocab_size"], experts)
+            yield name, np.argsort(scores, axis=-1)[:, :chosen].astype(np.int64)
         else:
-            yield normal(f"{ffn}.gate.bias", config["n_routed_experts"], std=0.3)
-        for expert in range(config["n_routed_experts"]):
-            yield from mlp(f"{ffn}.experts.{expert}")
-        yield from mlp(f"{ffn}.shared_experts")
-        for part in ("attn", "ffn"):
-            yield normal(f"layers.{layer}.hc_{part}_fn", (2 + streams) * streams, streams * hidden)
-            yield normal(f"layers.{layer}.hc_{part}_base", (2 + streams) * streams, std=1.0)
-            yield normal(f"layers.{layer}.hc_{part}_scale", 3, mean=1.0, std=0.2)
-    yield normal("hc_head_fn", streams, streams * hidden)
-    yield normal("hc_head_base", streams, std=1.0)
-    yield normal("hc_head_scale", 1, mean=1.0, std=0.2)
-    yield norm("norm.weight", hidden)
-    yield normal("head.weight", config["vocab_size"], hidden, std=3.0 * hidden**-0.5)  # logits of std about 3
+            yield self.normal(f"{prefix}.gate.bias", experts, std=0.3)
+        inner = self.config["moe_intermediate_size"]
+        for mlp in (*(f"{prefix}.experts.{expert}" for expert in range(experts)), f"{prefix}.shared_experts"):
+            yield self.normal(f"{mlp}.w1.weight", inner, self.hidden)
+            yield self.normal(f"{mlp}.w2.weight", self.hidden, inner)
+            yield self.normal(f"{mlp}.w3.weight", inner, self.hidden)
+
+    def streams(self, prefix: str, rows: int, scales: int) -> Tensors:
+        yield self.normal(f"{prefix}_fn", rows, self.config["hc_mult"] * self.hidden)
+        yield self.normal(f"{prefix}_base", rows, std=1.0)
+        yield self.normal(f"{prefix}_scale", scales, mean=1.0, std=0.2)
+
+    def norm(self, name: str, dims: int) -> tuple[str, NDArray[Any]]:
+        return self.normal(name, dims, mean=1.0, std=0.1)
+
+    def normal(self, name: str, *shape: int, mean: float = 0.0, std: float | None = None) -> tuple[str, NDArray[Any]]:
+        # RandomState's stream is frozen; the newer generators' may change with numpy.
+        random = np.random.RandomState(zlib.crc32(f"{self.seed} {name}".encode()))
+        scale = shape[-1] ** -0.5 if std is None else std
+        return name, (mean + scale * random.standard_normal(shape)).astype(np.float32)
 
 
 def random_tokens(config: Config, length: int, seed: int) -> list[int]:

@@ -136,17 +136,16 @@ TOOLS = st.lists(
 
 @st.composite
 def tool_exchanges(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """An assistant message with calls and their results in any order, some of them missing."""
+    """An assistant message with calls and their results in any order; some results and some ids are missing."""
     ids = draw(st.permutations(["a", "b", "c"]))[: draw(st.integers(1, 3))]
-    with_ids = draw(st.booleans())
     calls = []
     for call_id in ids:
         function = {"name": draw(TEXTS), "arguments": draw(st.one_of(JSON_OBJECTS, JSON_TEXTS))}
-        calls.append({"type": "function", "function": function} | ({"id": call_id} if with_ids else {}))
+        calls.append({"type": "function", "function": function} | draw(st.sampled_from([{}, *[{"id": call_id}] * 4])))
     results = []
     for call_id in draw(st.lists(st.sampled_from(ids), unique=True)):
         result = {"role": "tool", "content": draw(CONTENTS)}
-        results.append(result | ({"tool_call_id": call_id} if with_ids else {}))
+        results.append(result | draw(st.sampled_from([{}, *[{"tool_call_id": call_id}] * 4])))
         if draw(st.integers(0, 4)) == 0:
             results.append({"role": "user", "content": draw(CONTENTS)})
     return [{**draw(answers()), "tool_calls": calls}, *results]
@@ -172,7 +171,7 @@ STEPS = st.one_of(
     one(USERS),
     st.tuples(USERS, answers()).map(list),
     tool_exchanges(),
-    st.tuples(answers(), TASKED, answers()).map(list),
+    st.tuples(answers(), TASKED, st.one_of(answers(), USERS)).map(list),
     st.tuples(answers(), st.sampled_from(TASKS)).map(lambda pair: [{**pair[0], "task": pair[1]}]),
     one(instructions("system", CONTENTS)),
     one(instructions("developer", TEXTS.filter(bool))),
@@ -306,24 +305,19 @@ def called_with(arguments: Any) -> list[dict[str, Any]]:
     return ask({"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": arguments}}]})
 
 
-JSON_PIECES = st.sampled_from(
-    [*'{}[]:,"\\ \n\t-+.eE01na', "\\u", "\\ud83d", "\\ude00", "00e9", '"k":', '"k"', "1.5e3", "01", "true", "null"]
-    + ["NaN", "-Infinity", "\x01", "\u00a0", "\u0663", "é"]
+# Arguments as text, written from pieces that make and break JSON: anything, one value, and the inside of a string.
+MARKS = [*'{}[]:," \n\t', '"k":', '"k"', "1", "true", "\u00a0"]
+WORDS = [*"-+.eE019", "null", "NaN", "Infinity", "\u0663", "\u00b2"]
+ESCAPES = [*'\\"/bfnrtuq', "\\u", "\\ud83d", "\\ude00", "00e9", "00", "\\n", "\x01", "\t", "é"]
+JSON_LIKE = st.one_of(
+    st.lists(st.sampled_from(MARKS + WORDS), max_size=9).map("".join),
+    st.lists(st.sampled_from(MARKS), max_size=9).map(lambda pieces: '{"k": [' + "".join(pieces)),
+    st.lists(st.sampled_from(WORDS), max_size=6).map(lambda pieces: '{"k":' + "".join(pieces) + "}"),
+    st.lists(st.sampled_from(ESCAPES), max_size=6).map(lambda pieces: '{"k":"' + "".join(pieces) + '"}'),
 )
 
 
-@settings(max_examples=600, deadline=None)
-@given(
-    text=st.one_of(JSON_TEXTS, st.lists(JSON_PIECES, max_size=9).map(lambda pieces: '{"k":' + "".join(pieces) + "}"))
-)
-def test_argument_text_is_read_exactly_as_json(render: Render, text: str) -> None:
-    assert render(called_with(text)) == encode(called_with(text))
-
-
-@settings(max_examples=600, deadline=None)
-@given(pieces=st.lists(JSON_PIECES, max_size=9))
-def test_argument_text_of_any_kind_is_an_object_or_kept_or_refused(render: Render, pieces: list[str]) -> None:
-    text = "".join(pieces)
+def assert_read_as_json(render: Render, text: str) -> None:
     try:
         parse_arguments(text)
     except TypeError:
@@ -331,6 +325,43 @@ def test_argument_text_of_any_kind_is_an_object_or_kept_or_refused(render: Rende
             render(called_with(text))
     else:
         assert render(called_with(text)) == encode(called_with(text))
+
+
+@settings(max_examples=800, deadline=None)
+@given(text=st.one_of(JSON_TEXTS, JSON_LIKE))
+def test_argument_text_of_any_kind_is_read_exactly_as_json(render: Render, text: str) -> None:
+    assert_read_as_json(render, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": [1,]}',
+        '{"a": [,1]}',
+        '{"a": [1}]',
+        '{"a": [1}}',
+        '{"a": {"b": 1]}',
+        '{"a": 1}, {}',
+        '{"a": 1}]',
+        '{"a": [}',
+    ]
+    + ['{"a" 1}', '{"a": :1}', '{"a": "b" "c"}', "{1: 2}", '{"a": 1, "b": 2, "a": 3}', '{"a": {"b": 1, "b": 2}}', "[]"]
+    + [
+        f'{{"a": {number}}}'
+        for number in ("1E2", "1e+2", "1e-2", "-0", "-0.0", "01", "1.", ".5", "1e", "1e5e5", "1.5.5")
+    ]
+    + [
+        f'{{"a": {word}}}'
+        for word in ("-", "+1", "--1", "\u0661", "1_0", "-Infinity", "-NaN", "True", "1e400", "9" * 30)
+    ]
+    + [
+        f'{{"a": "{inside}"}}'
+        for inside in (r"\q", r"\u00", r"\u00g9", r"\ud83d", r"\ud83d!", r"\ud83dx\ude00", r"\\u00e9")
+    ]
+    + [f'{{"a": "{inside}"}}' for inside in (r"\ude00", r"\ud83d\ud83d\ude00", r"\ud83d\n", r"\ud83d\\ude00", "\x7f")],
+)
+def test_corners_of_json_are_read_exactly(render: Render, text: str) -> None:
+    assert_read_as_json(render, text)
 
 
 @pytest.mark.parametrize("text", ["", "plain words", '{"a": 1,}', "{'a': 1}", '{"a": 1} {}', '{"a": "\n"}', '{"a'])
@@ -393,6 +424,15 @@ def test_a_title_is_asked_after_the_answer(render: Render) -> None:
             ask({"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "b", "content": "x"}),
             {},
             "No call of the last assistant message has the tool_call_id b",
+        ),
+        (
+            ask(
+                {"role": "assistant", "tool_calls": [CALL]},
+                {"role": "assistant"},
+                {"role": "tool", "tool_call_id": "a"},
+            ),
+            {},
+            "must follow an assistant message with tool_calls",
         ),
         (called_with([1]), {}, "arguments of a call of look must be an object"),
         (called_with(None), {}, "arguments of a call of look must be an object"),

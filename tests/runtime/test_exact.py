@@ -1,0 +1,93 @@
+"""The model computes what the reference does, in one pass or in any chunks, greedily or not."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.generate import generate_step
+
+from hubtool.runtime import deepseek_v4
+from tests.runtime.conftest import Goldens, Models, load_random
+from tests.runtime.random_checkpoint import CONTINUATION, PROMPT, SHAPES, random_config, random_tokens
+
+EXACT = 5e-4
+"""Largest difference of a logit, at a standard deviation of 3."""
+SAME = 1e-4
+"""The same for two ways through this model."""
+
+
+def difference(logits: mx.array, expected: mx.array | np.ndarray) -> float:
+    """The largest between two logits."""
+    return float(np.abs(np.array(logits) - np.array(expected)).max())
+
+
+def test_forward_gives_the_references_logits(models: Models, goldens: Goldens, shape: str) -> None:
+    golden = goldens(shape)
+    assert 2.5 < golden.logits.std() < 3.5
+    assert difference(models(shape)(golden.tokens)[0], golden.logits) <= EXACT
+
+
+def test_greedy_continuation_is_the_references(models: Models, goldens: Goldens, shape: str) -> None:
+    prompt, expected = goldens(shape).tokens[0, :PROMPT], goldens(shape).tokens[0, PROMPT:]
+    generated = generate_step(prompt, models(shape), max_tokens=CONTINUATION, prefill_step_size=64)
+    assert mx.array_equal(mx.array([token for token, _ in generated]), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_chunks_give_the_logits_of_one_forward(models: Models, goldens: Goldens, shape: str, chunk: int) -> None:
+    model, tokens = models(shape), goldens(shape).tokens
+    cache = model.make_cache()
+    logits = []
+    for start in range(0, tokens.shape[1], chunk):
+        logits.append(model(tokens[:, start : start + chunk], cache))
+        mx.eval(logits[-1])
+    assert difference(mx.concatenate(logits, axis=1), model(tokens)) <= SAME
+
+
+def test_queries_in_slices_give_the_same_logits(
+    models: Models, goldens: Goldens, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = models(shape)(goldens(shape).tokens)
+    for scores in (1, 300_000):  # a query at a time; some windows, then what is left
+        monkeypatch.setattr(deepseek_v4, "_MAX_SCORES", scores)
+        assert difference(models(shape)(goldens(shape).tokens), expected) <= SAME
+
+
+@pytest.mark.parametrize("scoring_func", ["sigmoid", "softmax"])
+def test_other_scoring_functions_follow_their_definition(scoring_func: str) -> None:
+    gate = load_random(random_config("mixed", scoring_func=scoring_func)).layers[2].ffn.gate
+    x = mx.random.normal((1, 5, 64), key=mx.random.key(0))
+    experts, weights = gate(x, mx.zeros((1, 5), mx.int32))
+    logits = np.array(x[0] @ gate.weight.T, np.float64)
+    scores = 1 / (1 + np.exp(-logits)) if scoring_func == "sigmoid" else np.exp(logits)
+    chosen = np.take_along_axis(scores, np.array(experts[0]), axis=-1)
+    assert np.allclose(np.array(weights[0]), 1.5 * chosen / chosen.sum(axis=-1, keepdims=True), atol=1e-5)
+
+
+def test_untied_and_tied_heads(goldens: Goldens) -> None:
+    model = load_random(random_config("mixed"))
+    tied = deepseek_v4.Model(deepseek_v4.ModelArgs.from_dict(random_config("mixed", tie_word_embeddings=True)))
+    tied.update({"model": model.parameters()["model"]})
+    model.lm_head.weight = model.model.embed_tokens.weight
+    tokens = goldens("mixed").tokens[:, :40]
+    assert difference(tied(tokens), model(tokens)) == 0
+
+
+def test_fewer_ratios_than_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match="compress_ratios has 3 entries for 5 layers"):
+        deepseek_v4.ModelArgs.from_dict(random_config("mixed", compress_ratios=[0, 4, 128]))
+
+
+def test_a_prompt_of_one_token_and_short_ones_work(models: Models, shape: str) -> None:
+    model, tokens = models(shape), mx.array([random_tokens(random_config(shape), 9, 1)])
+    full = model(tokens)
+    for length in range(1, 10):
+        assert difference(model(tokens[:, :length]), full[:, :length]) <= SAME
+
+
+def test_shapes_reach_every_part() -> None:
+    for shape in SHAPES.values():
+        entries = PROMPT // 4
+        assert entries > shape["index_topk"], "the indexer drops nothing"
+        assert shape["sliding_window"] < PROMPT
+        assert PROMPT // 128 >= 2, "several heavily compressed windows close in the prompt"
+        assert (PROMPT + CONTINUATION) // 128 > PROMPT // 128, "none closes while decoding"
