@@ -132,8 +132,9 @@ def copy(source: Path, out: Path, scratch: Path) -> float:
     return seconds
 
 
-def compare(name: str, source: Path, recipe: str, jobs: int, rounds: int, scratch: Path) -> float:
-    """Print what one source's conversion costs; the median wall of `hubtool convert`."""
+def compare(name: str, source: Path, options: argparse.Namespace, rounds: int) -> None:
+    """Print what one source's conversion costs."""
+    scratch, recipe, jobs = source.parent, options.recipe, options.jobs
     out = scratch / "out"
     walls, floors, copies, cpus, peaks = [], [], [], [], []
     for _ in range(rounds):
@@ -156,7 +157,6 @@ def compare(name: str, source: Path, recipe: str, jobs: int, rounds: int, scratc
     print(f"  convert CPU / floor CPU      {statistics.median(cpus):.2f}")
     print(f"  convert wall / copy wall     {ratio(copies):.2f}   (not I/O: {max(not_io, 0):.0%})")
     print(f"  peak RSS                     {peak / MIB:.0f} MiB, planned / measured {plan['peak_nbytes'] / peak:.2f}")
-    return wall
 
 
 def one_pass(source: Path, recipes: Sequence[str], jobs: int, rounds: int, scratch: Path) -> None:
@@ -183,12 +183,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         scratch = Path(folder)
         small = write_sample(scratch / "small", SMALL)
-        compare("small", small, options.recipe, options.jobs, options.rounds, scratch)
+        compare("small", small, options, options.rounds)
         one_pass(small, ["mixed_3_6", "mixed_2_6"], options.jobs, 1 if options.rounds < 3 else 2, scratch)
         shutil.rmtree(small)
         if options.true_shapes:
             layer = write_sample(scratch / "layer", TRUE_SHAPES)
-            compare("one layer of V4-Flash's true shapes", layer, options.recipe, options.jobs, 1, scratch)
+            compare("one layer of V4-Flash's true shapes", layer, options, 1)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ Several plans over one source are carried out in one pass: a piece is read and d
 alike is made once. Memory is a few pieces for each job, whatever the model's size.
 
 `jobs` threads make pieces, each of them from reading to writing, so that one thread's I/O overlaps with the other's
-arithmetic; one more thread hashes and syncs what is complete from a shard's beginning on, and gives a whole shard its
-name.
+arithmetic. One more thread hashes what is complete from a shard's beginning on, and gives a whole shard its name; one
+more brings to the disk what is written.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ def check_folder(target: Target, source: Source) -> None:
             where=folder,
             remedy="give another --out, or empty it",
         )
-    changes = describe_change(begun, _origin(target.plan, source))
+    changes = describe_change(begun, make_origin(target.plan, source))
     if changes.keys() == {"backend"} and (folder / RECORD_FILE).is_file():
         return  # nothing is left to be made
     if changes:
@@ -97,7 +97,8 @@ def check_folder(target: Target, source: Source) -> None:
         )
 
 
-def _origin(plan: Plan, source: Source) -> Origin:
+def make_origin(plan: Plan, source: Source) -> Origin:
+    """What decides the bytes that a plan over a source comes to on this machine."""
     return Origin(plan.digest, source_signature(source), BYTE_FORMAT, require_backend())
 
 
@@ -161,7 +162,7 @@ def _opened(target: Target, source: Source) -> Iterator["_Folder"]:
     """Hold a target's folder and its state."""
     with locked(target.folder):
         if read_origin(target.folder) is None:
-            write_origin(target.folder, _origin(target.plan, source))
+            write_origin(target.folder, make_origin(target.plan, source))
         journal = Journal(target.folder)
         journal.partial.mkdir(exist_ok=True)
         folder = _Folder(target, journal)
@@ -189,6 +190,7 @@ class _Shard:
         self._complete = 0
         self._ahead: dict[int, int] = {0: len(header)}
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
 
     def open(self) -> int:
         """The descriptor of the partial file, which is made at its full size if it is not there."""
@@ -229,7 +231,7 @@ class _Shard:
             return self._due
 
     def hash_to(self, end: int) -> str | None:
-        """Hash and sync on to `end`, which `take_due` told; the SHA-256 if that is the whole shard."""
+        """Hash on to `end`, which `take_due` told; the SHA-256 if that is the whole shard."""
         descriptor = self.open()
         buffer = memoryview(bytearray(HASH_BLOCK_NBYTES))
         while self._hashed < end:
@@ -237,13 +239,17 @@ class _Shard:
             pread_into(descriptor, self._hashed, view, self.path.name)
             self._digest.update(view)
             self._hashed += len(view)
-        with writing(self.path):
-            sync(descriptor)
         return self._digest.hexdigest() if self._hashed == self.nbytes else None
+
+    def sync(self) -> None:
+        """Bring what is written to the disk: as it goes, so that little is left to wait for when the shard is whole."""
+        with self._syncing, writing(self.path):
+            if self._descriptor is not None:
+                sync(self._descriptor)
 
     def close(self) -> None:
         """Close the partial file."""
-        with self._lock:
+        with self._syncing, self._lock:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
@@ -313,11 +319,12 @@ class _Folder:
         return Advance(self._note(step, piece), step.parameter.path)
 
     def hash_to(self, index: int, end: int) -> bool:
-        """Hash a shard on; if it is complete, write that down and give it its name. Whether it was."""
+        """Hash a shard on; if it is complete, sync it, write that down and give it its name. Whether it was."""
         shard = self.shards[index]
         sha256 = shard.hash_to(end)
         if sha256 is None:
             return False
+        shard.sync()
         shard.close()
         self.journal.shard_done(shard.path, sha256)
         with writing(self.target.folder):
@@ -344,6 +351,7 @@ class _Run:
         self._local = threading.local()
         self._needs = self._shards_by_source_file()
         self._hashing: dict[Future[bool], tuple[_Folder, int]] = {}
+        self._syncing: set[Future[None]] = set()
 
     def advance(self) -> Iterator[Advance]:
         """Make every piece that is left: at most two a job are begun and not collected at any time."""
@@ -352,23 +360,24 @@ class _Run:
         with (
             ThreadPoolExecutor(self._jobs, "hubtool-make") as makers,
             ThreadPoolExecutor(1, "hubtool-hash") as hasher,
+            ThreadPoolExecutor(1, "hubtool-sync") as syncer,
         ):
             try:
-                self._hash_on(hasher)
+                self._hash_on(hasher, syncer)
                 for number, piece in enumerate(self._plan.pieces()):
                     wanted = [folder for folder in self._folders if number in folder.todo]
                     if wanted:
                         making.add(makers.submit(self._make, number, piece, wanted))
                     while len(making) >= 2 * self._jobs:
-                        yield from self._collect(making, hasher)
-                while making or self._hashing:
-                    yield from self._collect(making, hasher)
+                        yield from self._collect(making, hasher, syncer)
+                while making or self._hashing or self._syncing:
+                    yield from self._collect(making, hasher, syncer)
             except BaseException:
                 self._source.stop()  # or a thread that waits for it would hold up the shutdown
                 raise
             finally:
-                makers.shutdown(cancel_futures=True)
-                hasher.shutdown(cancel_futures=True)
+                for pool in (makers, hasher, syncer):
+                    pool.shutdown(cancel_futures=True)
 
     def _make(self, number: int, piece: Piece, folders: Sequence[_Folder]) -> Sequence[Advance]:
         """Make one piece, and write it into each folder that lacks it."""
@@ -377,25 +386,31 @@ class _Run:
         made = self._local.maker.make(piece, [folder.target.plan.steps[piece.step] for folder in folders])
         return [folder.write(number, piece, each) for folder, each in zip(folders, made, strict=True)]
 
-    def _collect(self, making: set[Future[Sequence[Advance]]], hasher: ThreadPoolExecutor) -> Iterator[Advance]:
+    def _collect(
+        self, making: set[Future[Sequence[Advance]]], hasher: ThreadPoolExecutor, syncer: ThreadPoolExecutor
+    ) -> Iterator[Advance]:
         """Wait until something is done; yield what was written, and go on with what that completed."""
-        running: set[Future[Any]] = {*making, *self._hashing}
+        running: set[Future[Any]] = {*making, *self._hashing, *self._syncing}
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in [future for future in self._hashing if future in done]:
             folder, index = self._hashing.pop(future)
             if future.result():
                 self._finish(folder, index)
+        for synced in [future for future in self._syncing if future in done]:
+            self._syncing.discard(synced)
+            synced.result()
         for made in [future for future in making if future in done]:
             making.discard(made)
             yield from made.result()
-        self._hash_on(hasher)
+        self._hash_on(hasher, syncer)
 
-    def _hash_on(self, hasher: ThreadPoolExecutor) -> None:
-        """Have the shards hashed further of which enough is complete."""
+    def _hash_on(self, hasher: ThreadPoolExecutor, syncer: ThreadPoolExecutor) -> None:
+        """Have the shards hashed and synced further of which enough is complete."""
         for folder in self._folders:
             for index, shard in folder.shards.items():
                 if end := shard.take_due():
                     self._hashing[hasher.submit(folder.hash_to, index, end)] = (folder, index)
+                    self._syncing.add(syncer.submit(shard.sync))
 
     def _shards_by_source_file(self) -> dict[str, set[tuple[int, int]]]:
         """For each file of the source, in the order of need, which unfinished shards of which folders wait for it."""

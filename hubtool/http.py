@@ -50,7 +50,13 @@ class TimeOuts:
         """The stock client's own HTTP client, which otherwise waits for ever."""
         client = stock.default_client_factory()
         client.timeout = httpx2.Timeout(self.read, connect=self.connect)
+        client.event_hooks["request"] = [*client.event_hooks["request"], self._limit]
         return client
+
+    def _limit(self, request: httpx2.Request) -> None:
+        """Give a time-out to a request of which the stock client says that it has none, as it does for `model_info`."""
+        if request.extensions.get("timeout", {}).get("read") is None:
+            request.extensions["timeout"] = httpx2.Timeout(self.read, connect=self.connect).as_dict()
 
 
 TIME_OUTS = TimeOuts()

@@ -221,6 +221,20 @@ class SiblingRecord(_Strict, frozen=True):
     effective_bits: float
 
 
+class WithdrawnRecord(_Strict, frozen=True):
+    """That a release should no longer be used.
+
+    Attributes:
+        reason: Why, in a sentence of the publisher's.
+        date: UTC, ISO 8601.
+        new_version: `org/name` of what takes its place, if there is one.
+    """
+
+    reason: str
+    date: str
+    new_version: str | None = None
+
+
 class Record(_Strict, frozen=True):
     """Everything that is known of a published folder.
 
@@ -236,6 +250,7 @@ class Record(_Strict, frozen=True):
         weight_error: How far quantizing went from the source, None if nothing was quantized or it was not measured.
         repo: `org/name` that it is published as, if that is decided.
         siblings: The other variants of its release.
+        withdrawn: Why it should no longer be used, None if it may be.
     """
 
     schema: int
@@ -249,6 +264,7 @@ class Record(_Strict, frozen=True):
     weight_error: WeightErrorRecord | None = None
     repo: str | None = None
     siblings: tuple[SiblingRecord, ...] = ()
+    withdrawn: WithdrawnRecord | None = None
 
     @property
     def subject(self) -> str:

@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hubtool.device import require_backend
 from hubtool.errors import OutputError
 from hubtool.folder import carried_files, source_metadata
 from hubtool.journal import Journal, Progress, write_beside
-from hubtool.measure import measure
+from hubtool.measure import Measurement, measure
 from hubtool.plan import Plan
 from hubtool.record import (
     SCHEMA,
@@ -74,9 +75,40 @@ def make_record(
     """
     plan, folder = target.plan, target.folder
     progress = Journal(folder).load()
-    errors = _Errors(plan, progress)
     known = {shard.file: progress.sha256(folder / shard.file) for shard in plan.shards}
     measurement = measure(folder, None, {file: sha256 for file, sha256 in known.items() if sha256})
+    files = tuple(file for file in measurement.files if file.name in published)
+    return record_findings(source, plan, Findings(folder, source_files, measurement, files, progress, error_rows))
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a conversion when all of its files are made.
+
+    Attributes:
+        folder: The output folder, for messages.
+        source_files: Of the source, what was read.
+        measurement: What the files hold.
+        files: Those that are published, but for what is made of the record.
+        progress: Holds the errors that were measured.
+        error_rows: The sample of rows by which they were.
+    """
+
+    folder: Path
+    source_files: tuple[FileRecord, ...]
+    measurement: Measurement
+    files: tuple[FileRecord, ...]
+    progress: Progress
+    error_rows: int
+
+
+def record_findings(source: Source, plan: Plan, findings: Findings) -> Record:
+    """The record of a conversion, wherever its files lie.
+
+    Raises:
+        OutputError: What was measured is not what was planned.
+    """
+    errors, measurement = _Errors(plan, findings.progress), findings.measurement
     planned = plan_record(plan, errors)
     problems = list(measurement.disagreements)
     for key in ("nbytes", "parameters", "tensors", "shards", "dtypes"):
@@ -85,7 +117,7 @@ def make_record(
     if problems:
         raise OutputError(
             "the folder is not what was planned",
-            where=folder,
+            where=findings.folder,
             found="; ".join(problems),
             remedy="remove the folder, convert again, and report this",
         )
@@ -100,7 +132,7 @@ def make_record(
             architecture=plan.model.architecture,
             model_type=plan.model.model_type,
             metadata=source_metadata(source),
-            files=source_files,
+            files=findings.source_files,
             dropped=tuple(
                 DroppedRecord(names=item.names, tensors=item.tensors, nbytes=item.nbytes, reason=item.reason)
                 for item in plan.model.dropped
@@ -117,8 +149,8 @@ def make_record(
         versions=versions(),
         plan=planned,
         measured=measurement.facts,
-        files=tuple(file for file in measurement.files if file.name in published),
-        weight_error=errors.record(error_rows),
+        files=findings.files,
+        weight_error=errors.record(findings.error_rows),
     )
 
 

@@ -1,42 +1,46 @@
 """The stages in their order: source, plan, convert, measure, record, card, upload, verify."""
 
-import importlib.metadata
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import huggingface_hub
-import msgspec
 
-import hubtool
-from hubtool import hub
-from hubtool.architectures import read_model
-from hubtool.card import render_card
-from hubtool.convert import Target, check_folder, convert
-from hubtool.errors import OutputError, VerificationError
-from hubtool.folder import carried_files, source_metadata, write_documents
-from hubtool.journal import STATE_DIR, Journal, write_beside
-from hubtool.measure import measure
-from hubtool.plan import Plan, make_plan
-from hubtool.recipe import load_recipe
-from hubtool.record import (
-    RECORD_FILE,
-    SCHEMA,
-    ComponentRecord,
-    DroppedRecord,
-    FileRecord,
-    PlanRecord,
-    RecipeRecord,
-    Record,
-    SourceRecord,
-    encode_record,
-    read_record,
-)
-from hubtool.source import CARD_FILE, CONFIG_FILE, LocalSource, Source, parse_base_model
+from hubtool import hub, units
+from hubtool.card import check_publishable
+from hubtool.convert import ERROR_ROWS, Target, check_folder, convert
+from hubtool.documents import address, write_documents_of
+from hubtool.errors import UsageError, VerificationError
+from hubtool.folder import source_metadata, write_documents
+from hubtool.journal import STATE_DIR
+from hubtool.plan import Plan, peak_nbytes
+from hubtool.planning import inspect_source, open_source, plan_source
+from hubtool.privacy import require_private
+from hubtool.record import FileRecord, Record, read_record
+from hubtool.recording import hash_source, make_record, plan_record
+from hubtool.source import CARD_FILE, Source
+
+PATIENCE = hub.Patience()
+
+__all__ = [
+    "Converted",
+    "Effort",
+    "Release",
+    "Watch",
+    "convert_source",
+    "convert_sources",
+    "finished",
+    "inspect_source",
+    "look_at_folder",
+    "open_source",
+    "plan_record",
+    "plan_source",
+    "publish_folder",
+    "require_verified",
+]
 
 
 class Watch(Protocol):
@@ -65,59 +69,98 @@ class Release:
     converted: Converted
     published: hub.Published
     verification: hub.Verification
+    tag: str | None = None
 
 
-def open_source(spec: str, base_model: str | None = None) -> Source:
-    """The checkpoint that a command line names.
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How a conversion works.
 
-    Args:
-        spec: A folder.
-        base_model: What the publisher says it is, `ORG/NAME[@COMMIT]`.
-
-    Raises:
-        SourceError: There is no such folder.
-        UsageError: `base_model` is not one.
+    Attributes:
+        jobs: Pieces that are made at once, at most.
+        memory_limit: Most memory of the process in bytes: fewer jobs are taken, or none.
+        error_rows: Every how many-th row's error is measured: 1 for all, 0 for none.
     """
-    return LocalSource(Path(spec), *([parse_base_model(base_model)] if base_model else []))
 
+    jobs: int = 2
+    memory_limit: int | None = None
+    error_rows: int = ERROR_ROWS
 
-def plan_source(source: Source, recipes: Sequence[str]) -> tuple[Plan, ...]:
-    """A plan for each recipe, by name or file.
+    def affordable_jobs(self, plans: Sequence[Plan]) -> int:
+        """As many jobs as the memory limit allows.
 
-    Raises:
-        SourceError: The checkpoint cannot be used.
-        RecipeError: A recipe cannot be used, or not for this checkpoint.
-    """
-    chosen = [load_recipe(recipe) for recipe in recipes]
-    model = read_model(source.config, {name: tensor.spec for name, tensor in source.tensors.items()})
-    return tuple(make_plan(model, recipe) for recipe in chosen)
+        Raises:
+            UsageError: It does not allow one.
+        """
+        if self.memory_limit is None:
+            return self.jobs
+        for jobs in range(self.jobs, 0, -1):
+            if peak_nbytes(plans, jobs) <= self.memory_limit:
+                return jobs
+        raise UsageError(
+            "too little memory for one job",
+            where="--memory-limit",
+            found=units.format_nbytes(self.memory_limit),
+            expected=f"at least {units.format_nbytes(peak_nbytes(plans, 1))}",
+            remedy="raise it, or convert fewer recipes at once",
+        )
 
 
 def convert_source(source: Source, plan: Plan, folder: Path, jobs: int, watch: Watch) -> Converted:
-    """Make the finished folder of a plan, or find that it is there.
+    """Make the finished folder of one plan: see `convert_sources`."""
+    return convert_sources(source, [Target(plan, folder)], Effort(jobs), watch)[0]
+
+
+def convert_sources(source: Source, targets: Sequence[Target], effort: Effort, watch: Watch) -> list[Converted]:
+    """Make the finished folder of each target in one pass over the source, or find that it is there.
 
     Raises:
         HubtoolError: Any stage failed; what was done is kept, and the same call goes on.
     """
-    metadata = source_metadata(source)
-    if (record := finished(source, plan, folder)) is not None:
-        watch.say(f"{folder} is finished: nothing to convert")
-        return Converted(folder, record, fresh=False)
-    target = Target(plan, folder)
-    with ThreadPoolExecutor(1, "hubtool-hash") as pool:
-        with watch.stage("convert", plan.nbytes) as advance:
-            files: Future[tuple[FileRecord, ...]] | None = None
-            for step in convert(source, [target], jobs):
+    source_metadata(source)  # one without a license is refused before it is converted
+    there = {target.folder: finished(source, target.plan, target.folder) for target in targets}
+    missing = [target for target in targets if there[target.folder] is None]
+    if missing:
+        files = _convert_missing(source, missing, effort, watch)
+        with watch.stage("measure"):
+            there |= {target.folder: finish_folder(source, target, files, effort.error_rows) for target in missing}
+    converted = []
+    for target in targets:
+        record = there[target.folder]
+        assert record is not None, target.folder
+        fresh = target in missing
+        if not fresh:
+            watch.say(f"{target.folder} is finished: nothing to convert")
+        converted.append(Converted(target.folder, record, fresh))
+    return converted
+
+
+def _convert_missing(source: Source, targets: Sequence[Target], effort: Effort, watch: Watch) -> tuple[FileRecord, ...]:
+    """Write the shards of all targets, and meanwhile hash the source; the source's files."""
+    jobs = effort.affordable_jobs([target.plan for target in targets])
+    state = targets[0].folder / STATE_DIR
+    total = sum(target.plan.nbytes for target in targets)
+    with ThreadPoolExecutor(1, "hubtool-source") as pool, watch.stage("convert", total) as advance:
+        files: Future[tuple[FileRecord, ...]] | None = None
+        with closing(convert(source, targets, jobs, effort.error_rows)) as steps:
+            for step in steps:
                 if files is None:
-                    files = pool.submit(hash_source, source, folder / STATE_DIR)
+                    files = pool.submit(hash_source, source, state)
                 advance(step.nbytes, step.label)
-        source_files = files.result() if files else hash_source(source, folder / STATE_DIR)
-    with watch.stage("measure") as advance:
-        write_documents(source, plan, folder)
-        record = make_record(source, plan, folder, metadata, source_files)
-    write_beside(folder / CARD_FILE, render_card(record).encode())
-    write_beside(folder / RECORD_FILE, encode_record(record))
-    return Converted(folder, record, fresh=True)
+        return files.result() if files else hash_source(source, state)
+
+
+def finish_folder(source: Source, target: Target, source_files: tuple[FileRecord, ...], error_rows: int) -> Record:
+    """Add to the shards of a target all other files, the record last; what is then recorded.
+
+    Raises:
+        OutputError: What was measured is not what was planned.
+    """
+    plan, folder = target.plan, target.folder
+    published = {*write_documents(source, plan, folder), *(shard.file for shard in plan.shards)}
+    record = make_record(source, target, source_files, published, error_rows)
+    write_documents_of(folder, record)
+    return record
 
 
 def finished(source: Source, plan: Plan, folder: Path) -> Record | None:
@@ -135,131 +178,79 @@ def finished(source: Source, plan: Plan, folder: Path) -> Record | None:
     return record if there and (folder / CARD_FILE).is_file() else None
 
 
-class _HashedFile(msgspec.Struct, frozen=True):
-    stamp: str
-    file: FileRecord
-
-
-def hash_source(source: Source, state: Path) -> tuple[FileRecord, ...]:
-    """Name, SHA-256 and size of every file of the source that the conversion reads.
-
-    What was hashed is kept in `state`, so that a run that goes on does not read the source again.
-    """
-    cache = state / "source.json"
-    known = msgspec.json.decode(cache.read_bytes(), type=dict[str, _HashedFile]) if cache.is_file() else {}
-    hashed: dict[str, _HashedFile] = {}
-    for name in (CONFIG_FILE, CARD_FILE, *carried_files(source), *source.shards):
-        stamp = source.stamp(name)
-        entry = known.get(name)
-        if entry is None or entry.stamp != stamp:
-            entry = _HashedFile(stamp, FileRecord(name=name, sha256=source.sha256(name), nbytes=source.nbytes(name)))
-        hashed[name] = entry
-        write_beside(cache, msgspec.json.encode({**known, **hashed}))
-    return tuple(entry.file for _, entry in sorted(hashed.items()))
-
-
-def make_record(
-    source: Source,
-    plan: Plan,
-    folder: Path,
-    metadata: dict[str, str | list[str]],
-    source_files: tuple[FileRecord, ...],
-) -> Record:
-    """The record of a folder whose files are all written.
+def publish_folder(
+    api: huggingface_hub.HfApi,
+    converted: Converted,
+    to: hub.Destination,
+    watch: Watch,
+    patience: hub.Patience = PATIENCE,
+) -> Release:
+    """Check, upload a finished folder in one commit, verify what the Hub then has, and tag it.
 
     Raises:
-        OutputError: What was measured is not what was planned.
-    """
-    measurement = measure(folder, None, Journal(folder).load().shards)
-    planned = plan_record(plan)
-    problems = list(measurement.disagreements)
-    for key in ("nbytes", "parameters", "tensors", "shards", "dtypes"):
-        if getattr(measurement.facts, key) != getattr(planned, key):
-            problems.append(f"{key}: planned {getattr(planned, key)}, measured {getattr(measurement.facts, key)}")
-    if problems:
-        raise OutputError(
-            "the folder is not what was planned",
-            where=folder,
-            found="; ".join(problems),
-            remedy="remove the folder, convert again, and report this",
-        )
-    identity = source.identity
-    return Record(
-        schema=SCHEMA,
-        source=SourceRecord(
-            repo=identity.repo,
-            repo_known=identity.repo_known,
-            commit=identity.commit,
-            commit_known=identity.commit_known,
-            architecture=plan.model.architecture,
-            model_type=plan.model.model_type,
-            metadata=metadata,
-            files=source_files,
-            dropped=tuple(
-                DroppedRecord(names=item.names, tensors=item.tensors, nbytes=item.nbytes, reason=item.reason)
-                for item in plan.model.dropped
-            ),
-        ),
-        recipe=RecipeRecord(
-            name=plan.recipe.name, summary=plan.recipe.summary, sha256=plan.recipe.sha256, text=plan.recipe.text
-        ),
-        versions=versions(),
-        plan=planned,
-        measured=measurement.facts,
-        files=tuple(file for file in measurement.files if file.name not in (RECORD_FILE, CARD_FILE)),
-    )
-
-
-def plan_record(plan: Plan) -> PlanRecord:
-    """What of a plan goes into the record."""
-    quantization = plan.quantization() or {}
-    return PlanRecord(
-        digest=plan.digest,
-        nbytes=plan.nbytes,
-        parameters=plan.parameters,
-        tensors=plan.tensors,
-        shards=len(plan.shards),
-        dtypes=plan.dtypes,
-        mode=quantization.get("mode"),
-        group_size=quantization.get("group_size"),
-        label_bits=quantization.get("bits"),
-        components=tuple(
-            ComponentRecord(
-                name=share.component.value, parameters=share.parameters, nbytes=share.nbytes, formats=share.formats
-            )
-            for share in plan.shares
-        ),
-    )
-
-
-def versions() -> dict[str, str]:
-    """Hubtool and the libraries that make the bytes, with their versions."""
-    libraries = {name: importlib.metadata.version(name) for name in ("mlx", "numpy")}
-    return {"hubtool": hubtool.__version__, **libraries, "python": platform.python_version()}
-
-
-def publish_folder(api: huggingface_hub.HfApi, converted: Converted, to: hub.Destination, watch: Watch) -> Release:
-    """Upload a finished folder and verify what the Hub then has.
-
-    Raises:
+        OutputError: The folder is not as it was recorded, or must not be published.
         HubError: The Hub refused, or could not be reached.
         VerificationError: The Hub has other bytes than the record says.
     """
-    total = sum((converted.folder / name).stat().st_size for name in hub.published_names(converted.record))
-    with watch.stage("upload", total) as advance:
-        published = hub.upload(
-            api,
-            converted.folder,
-            converted.record,
-            to,
-            progress=lambda name, nbytes: advance(nbytes, name),
-        )
+    target, folder = hub.PatientHub(api, patience, watch.say), converted.folder
+    record = converted.record
+    if record.repo != to.repo:
+        record = address(folder, record, to.repo)
+    upload = hub.Upload(target, folder, record, to)
+    with watch.stage("check"):
+        require_private_folder(folder, record, to.repo)
+        outlook = upload.look()
+    with watch.stage("upload", outlook.nbytes) as advance:
+        published = upload.run(lambda name, nbytes: advance(nbytes, name))
     if not published.changed:
         watch.say(f"{to.repo} has every file already: nothing to upload")
+    if published.foreign:
+        watch.say(f"{to.repo} has files that are not hubtool's; they stay: {', '.join(published.foreign)}")
     with watch.stage("verify"):
-        verification = hub.verify(api, to.repo, folder=converted.folder)
-    require_verified(verification)
-    return Release(converted, published, verification)
+        verification = hub.verify(target, to.repo, revision=published.commit, folder=folder)
+        require_verified(verification)
+        tag = hub.finish(target, to, record, published)
+    return Release(Converted(folder, record, converted.fresh), published, verification, tag)
+
+
+def check_before(source: Source, repo: str, watch: Watch) -> None:
+    """Notice before hours of work that the Hub would refuse the name or the card's metadata.
+
+    Raises:
+        UsageError: The Hub allows no repo of this name.
+        SourceError: The Hub would refuse the metadata, or the source tells no license.
+    """
+    for warning in check_publishable(source_metadata(source), source.identity.repo, repo):
+        watch.say(f"{repo}: the Hub will warn: {warning}")
+
+
+def look_at_folder(api: huggingface_hub.HfApi, converted: Converted, to: hub.Destination, watch: Watch) -> hub.Outlook:
+    """What `publish_folder` would do, after all its checks; neither folder nor Hub are changed.
+
+    Raises:
+        OutputError: The folder is not as it was recorded, or must not be published.
+        HubError: The Hub refused, or could not be reached.
+    """
+    target = hub.PatientHub(api, PATIENCE, watch.say)
+    require_private_folder(converted.folder, converted.record, to.repo)
+    return hub.Upload(target, converted.folder, converted.record, to).look()
+
+
+def foresee(api: huggingface_hub.HfApi, plan: Plan, folder: Path, to: hub.Destination, watch: Watch) -> hub.Outlook:
+    """What publishing would do that has not converted yet: its weights only, since the rest is not made.
+
+    Raises:
+        HubError: The Hub refused, or could not be reached.
+    """
+    sizes = {shard.file: shard.nbytes for shard in plan.shards}
+    return hub.foresee(hub.PatientHub(api, PATIENCE, watch.say), folder, to, sizes)
+
+
+def require_private_folder(folder: Path, record: Record, repo: str, elsewhere: Collection[str] = ()) -> None:
+    """Raise OutputError if a file of the folder tells of the publisher's machine; what lies elsewhere is not read."""
+    public = [name for name in (repo, record.source.repo) if name]
+    names = [name for name in hub.published_names(record, folder) if name not in elsewhere]
+    require_private(folder, names, public)
 
 
 def require_verified(verification: hub.Verification) -> None:

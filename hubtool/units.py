@@ -45,6 +45,11 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
+def format_shards(count: int) -> str:
+    """A count of files, `1 shard`, `28 shards`."""
+    return f"{count:,} shard" + ("s" if count != 1 else "")
+
+
 def format_nbytes(nbytes: int) -> str:
     """An exact byte count, `135,346,422,876 bytes`."""
     return f"{nbytes:,} bytes"

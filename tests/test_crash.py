@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hubtool.convert import Target, convert
+from hubtool.convert import Target, check_folder, convert
 from hubtool.errors import OutputError, SourceError
 from hubtool.journal import Journal
 from hubtool.plan import Piece, Plan, make_plan
@@ -233,3 +233,17 @@ def test_one_pass_for_several_recipes_gives_the_bytes_of_single_runs(
         run(source, target.plan, alone)
         assert shard_bytes(alone) == shard_bytes(target.folder)
         assert Journal(alone).load().errors == Journal(target.folder).load().errors
+
+
+def test_a_folder_begun_on_another_backend_is_refused_until_it_is_finished(
+    undisturbed: tuple[Path, Plan, dict[str, bytes]], tmp_path: Path
+) -> None:
+    source, plan, _ = undisturbed
+    folder = interrupted(source, plan, tmp_path / "out")
+    origin = folder / ".hubtool" / "plan.json"
+    begun = json.loads(origin.read_bytes())
+    origin.write_text(json.dumps(begun | {"backend": "another"}))
+    with pytest.raises(OutputError, match="begun with something else: found MLX's backend was another"):
+        run(source, plan, folder)
+    (folder / "hubtool.json").write_bytes(b"{}")
+    check_folder(Target(plan, folder), open_source(str(source)))

@@ -29,6 +29,7 @@ def test_folder_holds_these_files(recipe: str, converted: Conversions) -> None:
         "hubtool.json",
         "model-00001-of-00001.safetensors",
         "model.safetensors.index.json",
+        "provenance.intoto.json",
     }
 
 

@@ -48,7 +48,10 @@ def make_metadata(
 def card_metadata(record: Record) -> dict[str, Any]:
     """The metadata of a record's card."""
     names = {file.name for file in record.files}
-    return make_metadata(record.source.metadata, record.source.repo, conversational=CHAT_TEMPLATE_FILE in names)
+    metadata = make_metadata(record.source.metadata, record.source.repo, conversational=CHAT_TEMPLATE_FILE in names)
+    if record.withdrawn is not None and record.withdrawn.new_version is not None:
+        metadata["new_version"] = record.withdrawn.new_version
+    return metadata
 
 
 def dump_metadata(metadata: Mapping[str, Any]) -> str:

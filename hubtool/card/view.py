@@ -54,6 +54,7 @@ def view_record(record: Record, assets: Collection[str]) -> Section:
         "metadata": dump_metadata(card_metadata(record)),
         "title": _title(record),
         "prose": {name: block(name) for name in SECTIONS},
+        "withdrawn": _withdrawn(record),
         "summary": _summary(record, status),
         "machines": machine_table(record),
         "run": run_section(record.repo, record.source.model_type, _names(record), loaded_with(record)),
@@ -82,6 +83,7 @@ def view_unrecorded(found: Unrecorded) -> Section:
         ),
         "title": escape(found.name),
         "prose": {name: block(name) for name in SECTIONS},
+        "withdrawn": None,
         "summary": {
             "what": f"{_kind(found)}. How it was made is {NOT_RECORDED}.",
             "size": _size(measured),
@@ -150,6 +152,17 @@ def _summary(record: Record, status: Status) -> Section:
         "what": f"An MLX conversion of {origin}: {escape(record.recipe.summary).rstrip('.')}.",
         "size": _size(record.measured),
         "status": status.words,
+    }
+
+
+def _withdrawn(record: Record) -> Section | None:
+    if record.withdrawn is None:
+        return None
+    instead = record.withdrawn.new_version
+    return {
+        "date": record.withdrawn.date[: len("2026-01-31")],
+        "reason": escape(record.withdrawn.reason),
+        "instead": link(instead) if instead else None,
     }
 
 

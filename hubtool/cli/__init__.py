@@ -7,7 +7,22 @@ from types import FrameType
 import click
 
 import hubtool
-from hubtool.cli import card, convert, inspect, plan, publish, recipes, rehearse, sample, upload, verify
+from hubtool.cli import (
+    card,
+    convert,
+    doctor,
+    evidence,
+    inspect,
+    plan,
+    publish,
+    recipes,
+    rehearse,
+    release,
+    sample,
+    upload,
+    validate,
+    verify,
+)
 from hubtool.cli.console import Console
 from hubtool.errors import HubtoolError, InterruptedByUser
 
@@ -18,8 +33,24 @@ def cli() -> None:
     """Publish quantized models on the Hugging Face Hub: planned, converted, measured, verified."""
 
 
-for module in (publish, plan, convert, inspect, card, upload, verify, recipes, sample, rehearse):
+for module in (
+    publish,
+    plan,
+    convert,
+    inspect,
+    validate,
+    evidence,
+    card,
+    upload,
+    verify,
+    recipes,
+    sample,
+    rehearse,
+    doctor,
+):
     cli.add_command(module.command)
+for command in (release.status, release.withdraw):
+    cli.add_command(command)
 
 
 def main() -> None:
@@ -48,9 +79,23 @@ def run(arguments: list[str]) -> int:
     except HubtoolError as error:
         context_console.error(str(error))
         return error.exit_code
+    except ImportError as error:
+        return _explain(error, context_console)
     except (KeyboardInterrupt, click.Abort):
         context_console.error("interrupted; what is done is kept: run the same command again and it goes on")
         return InterruptedByUser.exit_code
+
+
+def _explain(error: ImportError, console: Console) -> int:
+    """Say what is wrong with MLX's backend, if that is why a module did not load; any other ImportError is raised."""
+    from hubtool.device import require_backend
+
+    try:
+        require_backend()
+    except HubtoolError as missing:
+        console.error(str(missing))
+        return missing.exit_code
+    raise error
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

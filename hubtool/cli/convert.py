@@ -1,5 +1,6 @@
 """`hubtool convert`."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,27 +8,61 @@ import click
 
 from hubtool import units
 from hubtool.cli.console import Console
-from hubtool.cli.options import FOLDER, base_model_option, jobs_option, recipe_option, source_argument, with_console
+from hubtool.cli.options import (
+    FOLDER,
+    base_model_option,
+    download_options,
+    effort_options,
+    recipes_option,
+    source_argument,
+    with_console,
+)
+from hubtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from hubtool.release import Converted
+    from hubtool.release import Converted, Effort
 
 
 @click.command("convert")
 @source_argument
-@recipe_option
-@click.option("--out", "folder", type=FOLDER, required=True, help="The folder to make, or to go on with.")
+@recipes_option
+@click.option("--out", type=FOLDER, help="The folder to make, or to go on with, for one recipe.")
+@click.option("--out-root", type=FOLDER, help="Where each recipe gets a folder of its name: one pass over the source.")
 @base_model_option
-@jobs_option
+@download_options
+@effort_options
 @with_console
-def command(console: Console, source: str, recipe: str, folder: Path, base_model: str | None, jobs: int) -> None:
-    """Convert a checkpoint into a folder that is ready to publish."""
-    from hubtool.release import convert_source, open_source, plan_source
+def command(
+    console: Console,
+    source: str,
+    recipes: tuple[str, ...],
+    out: Path | None,
+    out_root: Path | None,
+    base_model: str | None,
+    effort: "Effort",
+    *,
+    disk_limit: int | None,
+    keep_source: bool,
+) -> None:
+    """Convert a checkpoint into a folder that is ready to publish, or into several at once."""
+    from hubtool.convert import Target
+    from hubtool.release import convert_sources, open_source, plan_source
 
-    opened = open_source(source, base_model)
-    (plan,) = plan_source(opened, [recipe])
-    converted = convert_source(opened, plan, folder, jobs, console)
-    console.answer(converted_document(converted), lambda: converted_text(converted))
+    if (out is None) == (out_root is None) or (out and len(recipes) > 1):
+        raise UsageError("needs --out for one recipe, or --out-root for several", found=f"{len(recipes)} recipes")
+    download_to = out or out_root
+    with closing(
+        open_source(source, base_model, out=download_to, disk_limit=disk_limit, keep_source=keep_source)
+    ) as opened:
+        plans = plan_source(opened, recipes)
+        targets = [Target(plan, out or Path(out_root or "", plan.recipe.name)) for plan in plans]
+        if len({target.folder for target in targets}) < len(targets):
+            raise UsageError("two recipes of one name", where="--recipe", found=", ".join(recipes))
+        converted = convert_sources(opened, targets, effort, console)
+    documents = [converted_document(each) for each in converted]
+    console.answer(
+        documents if out_root else documents[0], lambda: "\n".join(converted_text(each) for each in converted)
+    )
 
 
 def converted_document(converted: "Converted") -> dict[str, Any]:
@@ -50,6 +85,6 @@ def converted_text(converted: "Converted") -> str:
     measured = converted.record.measured
     return (
         f"{converted.folder}: {converted.record.recipe.name}, {units.format_bits(measured.effective_bits)} effective "
-        f"bits, {units.format_nbytes(measured.nbytes)} in {measured.tensors} tensors and {measured.shards} "
-        f"shard{'s' if measured.shards > 1 else ''}, as planned"
+        f"bits, {units.format_nbytes(measured.nbytes)} in {measured.tensors} tensors and "
+        f"{units.format_shards(measured.shards)}, as planned"
     )

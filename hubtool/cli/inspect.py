@@ -1,24 +1,24 @@
 """`hubtool inspect`."""
 
-from pathlib import Path
-
 import click
 import msgspec
 
 from hubtool import units
 from hubtool.cli.console import Console, table
-from hubtool.cli.options import FOLDER, with_console
+from hubtool.cli.options import source_argument, with_console
 
 
 @click.command("inspect")
-@click.argument("folder", type=FOLDER)
+@source_argument
 @with_console
-def command(console: Console, folder: Path) -> int:
-    """Measure a folder from its headers and files, and name every disagreement."""
-    from hubtool.measure import measure
-    from hubtool.record import read_record
+def command(console: Console, source: str) -> int:
+    """Measure a folder or a repo from its headers and hashes, and name every disagreement.
 
-    measurement = measure(folder, read_record(folder))
+    Of a repo on the Hub no weights are fetched.
+    """
+    from hubtool.planning import inspect_source
+
+    measurement = inspect_source(source)
     facts = measurement.facts
     document = msgspec.to_builtins(facts) | {
         "files": msgspec.to_builtins(measurement.files),
@@ -32,7 +32,7 @@ def command(console: Console, folder: Path) -> int:
                 f"bytes       {units.format_nbytes(facts.nbytes)}",
                 f"bits        {units.format_bits(facts.effective_bits)} effective",
                 f"parameters  {units.format_count(facts.parameters)}",
-                f"tensors     {units.format_count(facts.tensors)} in {facts.shards} shards",
+                f"tensors     {units.format_count(facts.tensors)} in {units.format_shards(facts.shards)}",
                 "dtypes      " + ", ".join(f"{name} {units.format_count(n)}" for name, n in facts.dtypes.items()),
                 "",
                 table(["file", ">bytes", "sha256"], rows),

@@ -7,11 +7,20 @@ from typing import Any
 
 import click
 
+from hubtool import units
 from hubtool.cli.console import Console
 
 Command = Callable[..., Any]
 
-FOLDER = click.Path(path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def parse_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """The number of bytes that an option says, as `20GB`."""
+    try:
+        return None if value is None else units.parse_nbytes(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
 
 
 def with_console(command: Command) -> Command:
@@ -29,7 +38,20 @@ def with_console(command: Command) -> Command:
     return wrapped
 
 
-source_argument = click.argument("source", metavar="SOURCE")
+source_argument = click.argument("source", metavar="FOLDER|ORG/NAME[@REVISION]")
+
+
+def download_options(command: Command) -> Command:
+    """Adds --disk-limit and --keep-source, for commands that read the weights of a source on the Hub."""
+    limit = click.option(
+        "--disk-limit",
+        callback=parse_size,
+        metavar="SIZE",
+        help="Most bytes of a source on the Hub that lie on the disk at once, as 20GB.  [default: six of its shards]",
+    )
+    keep = click.option("--keep-source", is_flag=True, help="Keep what was fetched in .hubtool/source of the folder.")
+    return limit(keep(command))
+
 
 base_model_option = click.option(
     "--base-model",
@@ -47,7 +69,51 @@ jobs_option = click.option(
     "--jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="Pieces that are worked on at once."
 )
 
-repo_option = click.option("--to", "repo", required=True, metavar="ORG/NAME", help="The repo to publish to.")
+
+def effort_options(command: Command) -> Command:
+    """Adds --jobs, --memory-limit and --measure-error, and hands them to the command as `effort`."""
+    options = (
+        jobs_option,
+        click.option(
+            "--memory-limit",
+            callback=parse_size,
+            metavar="SIZE",
+            help="Most memory of the process, as 2GB: fewer jobs are taken.  [default: none]",
+        ),
+        click.option(
+            "--measure-error",
+            type=click.Choice(["sample", "full", "off"]),
+            default="sample",
+            show_default=True,
+            help="Rows whose quantization error is measured: one in 64, all, or none.",
+        ),
+    )
+
+    @functools.wraps(command)
+    def wrapped(*arguments: Any, jobs: int, memory_limit: int | None, measure_error: str, **values: Any) -> Any:
+        from hubtool.convert import ERROR_ROWS
+        from hubtool.release import Effort
+
+        rows = {"sample": ERROR_ROWS, "full": 1, "off": 0}[measure_error]
+        return command(*arguments, effort=Effort(jobs, memory_limit, rows), **values)
+
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def check_repo(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The repo that an option or argument names, in a form that the Hub allows."""
+    from hubtool.hubrules import is_repo_id
+
+    if value is not None and not is_repo_id(value):
+        raise click.BadParameter(f"{value!r} is not ORG/NAME as the Hub allows it.", context, parameter)
+    return value
+
+
+repo_option = click.option("--to", "repo", callback=check_repo, metavar="ORG/NAME", help="The repo to publish to.")
+
+repo_argument = click.argument("repo", callback=check_repo, metavar="ORG/NAME")
 
 public_option = click.option(
     "--public/--private", default=False, help="Whether a new repo is public.  [default: private]"

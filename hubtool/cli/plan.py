@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @with_console
 def command(console: Console, source: str, recipes: tuple[str, ...], base_model: str | None, jobs: int) -> None:
     """Foretell sizes, bits and shards, from config.json and headers alone."""
-    from hubtool.release import open_source, plan_source
+    from hubtool.planning import open_source, plan_source
 
     opened = open_source(source, base_model)
     plans = plan_source(opened, recipes)
@@ -118,7 +118,7 @@ def _single(plan: "Plan", document: dict[str, Any]) -> str:
         f"{units.format_gib(plan.nbytes)})",
         f"bits        {units.format_bits(plan.effective_bits)} effective",
         f"parameters  {units.format_count(plan.parameters)}",
-        f"tensors     {units.format_count(plan.tensors)} in {len(plan.shards)} shards",
+        f"tensors     {units.format_count(plan.tensors)} in {units.format_shards(len(plan.shards))}",
         "dtypes      " + ", ".join(f"{name} {units.format_count(n)}" for name, n in plan.dtypes.items()),
         "",
         table(["component", "stored as", ">parameters", ">bits", ">bytes", ">share"], rows),

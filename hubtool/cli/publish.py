@@ -1,6 +1,9 @@
 """`hubtool publish`."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,64 +12,198 @@ from hubtool.cli.convert import converted_document, converted_text
 from hubtool.cli.options import (
     FOLDER,
     base_model_option,
-    jobs_option,
-    public_option,
-    recipe_option,
-    repo_option,
-    source_argument,
+    download_options,
+    effort_options,
     with_console,
     yes_option,
 )
-from hubtool.cli.target import confirm, open_hub, rehearsal
-from hubtool.cli.upload import release_document, release_text
+from hubtool.cli.target import confirm, destination_options, dry_run_option, open_hub, rehearsal
+from hubtool.cli.upload import outlook_document, outlook_text, release_document, release_text
+from hubtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from hubtool.hub import Destination
+    from hubtool.record import Evidence
+    from hubtool.release import Effort, Release
+    from hubtool.releases import Rung
+
+RELEASE_SUFFIX = ".toml"
 
 
 @click.command("publish")
-@source_argument
-@recipe_option
-@repo_option
+@click.argument("source", metavar="FOLDER|ORG/NAME[@REVISION]|RELEASE.toml")
+@click.option("--recipe", metavar="NAME|FILE.toml", help="How the weights are stored.")
+@destination_options
 @click.option("--out", "folder", type=FOLDER, help="The folder to make.  [default: ./NAME of the repo]")
 @base_model_option
-@jobs_option
-@public_option
+@download_options
+@effort_options
+@click.option("--stream", is_flag=True, help="Send each shard while it is made: none ever lies on this disk.")
+@dry_run_option
 @yes_option
 @click.option("--rehearse", is_flag=True, help="Publish to a rehearsal Hub on this machine instead.")
 @click.option("--rehearsal-data", type=FOLDER, help="Where the rehearsal Hub keeps its repos.  [default: beside --out]")
+@click.option("--rehearsal-discard", is_flag=True, help="Let the rehearsal Hub drop what it has checked.")
 @with_console
 def command(
     console: Console,
     source: str,
-    recipe: str,
-    repo: str,
+    recipe: str | None,
+    to: "Destination | None",
     folder: Path | None,
     base_model: str | None,
-    jobs: int,
+    effort: "Effort",
     *,
-    public: bool,
+    disk_limit: int | None,
+    keep_source: bool,
+    stream: bool,
+    dry_run: bool,
     yes: bool,
     rehearse: bool,
     rehearsal_data: Path | None,
+    rehearsal_discard: bool,
 ) -> None:
-    """Convert, measure, write the card, upload in one commit, and verify. Run it again and it goes on."""
-    from hubtool.hub import Destination
-    from hubtool.release import convert_source, open_source, plan_source, publish_folder
+    """Convert, measure, write the card, upload in one commit, and verify. Run it again and it goes on.
 
-    opened = open_source(source, base_model)
-    (plan,) = plan_source(opened, [recipe])
-    to = Destination(repo, private=not public)
-    folder = folder or Path(repo.rpartition("/")[2])
-    data = rehearsal_data or folder.absolute().parent / "rehearsal"
-    if not rehearse:
-        api = open_hub()
-        confirm(console, api.endpoint, repo, yes=yes)
-    converted = convert_source(opened, plan, folder, jobs, console)
-    if rehearse:
-        with rehearsal(data) as api:
-            release = publish_folder(api, converted, to, console)
-    else:
-        release = publish_folder(api, converted, to, console)
-    document = converted_document(converted) | release_document(release)
-    where = f"\nrehearsal   {data} holds the repo; `hubtool rehearse --data {data}` serves it" if rehearse else ""
-    if rehearse:
-        document["rehearsal_data"] = str(data)
-    console.answer(document, lambda: f"{converted_text(converted)}\n{release_text(release)}{where}")
+    A file that ends in .toml is a release of several variants: they are made in one pass over the source.
+    """
+    hub = _Hub(console, yes, rehearse, rehearsal_data, rehearsal_discard)
+    if source.endswith(RELEASE_SUFFIX):
+        if recipe or to or folder or stream or dry_run:
+            raise UsageError("a release says all that itself", where=source, remedy="leave the other options out")
+        _publish_release(hub, Path(source), effort)
+        return
+    if recipe is None or to is None:
+        raise UsageError("needs --recipe and --to", where=source, remedy="give both, or a release in a .toml file")
+    from hubtool.release import check_before, open_source, plan_source
+
+    folder = folder or Path(to.repo.rpartition("/")[2])
+    with closing(open_source(source, base_model, out=folder, disk_limit=disk_limit, keep_source=keep_source)) as opened:
+        check_before(opened, to.repo, console)
+        (plan,) = plan_source(opened, [recipe])
+        run = _Run(hub, opened, plan, folder, to, effort)
+        if dry_run:
+            run.look()
+        elif stream:
+            run.stream()
+        else:
+            run.publish()
+
+
+class _Hub:
+    """The Hub that is written to, or a rehearsal of it."""
+
+    def __init__(self, console: Console, yes: bool, rehearse: bool, data: Path | None, discard: bool) -> None:
+        self.console = console
+        self.rehearse = rehearse
+        self._yes = yes
+        self._data = data
+        self._discard = discard
+
+    def data(self, folder: Path) -> Path:
+        """Where the rehearsal Hub of a folder keeps its repos."""
+        return self._data or folder.absolute().parent / "rehearsal"
+
+    def confirm(self, repos: Sequence[str]) -> None:
+        """Ask for consent, before hours of work."""
+        if not self.rehearse:
+            confirm(self.console, open_hub().endpoint, ", ".join(repos), yes=self._yes)
+
+    @contextmanager
+    def open(self, folder: Path) -> Iterator["HfApi"]:
+        """The Hub for the time of a `with`."""
+        if self.rehearse:
+            with rehearsal(self.data(folder), discard=self._discard) as api:
+                yield api
+        else:
+            yield open_hub()
+
+    def answer(self, folder: Path, document: Any, text: str) -> None:
+        """The command's answer, with where a rehearsal's repos lie."""
+        if self.rehearse:
+            data = self.data(folder)
+            text += f"\nrehearsal   {data} holds the repo; `hubtool rehearse --data {data}` serves it"
+            if isinstance(document, dict):
+                document["rehearsal_data"] = str(data)
+        self.console.answer(document, lambda: text)
+
+
+class _Run:
+    """One checkpoint, one recipe, one repo."""
+
+    def __init__(self, hub: _Hub, source: Any, plan: Any, folder: Path, to: "Destination", effort: "Effort") -> None:
+        self._hub = hub
+        self._source = source
+        self._plan = plan
+        self._folder = folder
+        self._to = to
+        self._effort = effort
+
+    def publish(self) -> None:
+        from hubtool.convert import Target
+        from hubtool.release import convert_sources, publish_folder
+
+        console = self._hub.console
+        self._hub.confirm([self._to.repo])
+        (converted,) = convert_sources(self._source, [Target(self._plan, self._folder)], self._effort, console)
+        with self._hub.open(self._folder) as api:
+            self._answer(publish_folder(api, converted, self._to, console))
+
+    def stream(self) -> None:
+        from hubtool.convert import Target
+        from hubtool.streaming import Streaming
+
+        self._hub.confirm([self._to.repo])
+        target = Target(self._plan, self._folder)
+        with self._hub.open(self._folder) as api:
+            streaming = Streaming(api, self._source, target, self._to, self._hub.console, self._effort)
+            self._answer(streaming.publish())
+
+    def look(self) -> None:
+        from hubtool.release import Converted, finished, foresee, look_at_folder
+
+        record = finished(self._source, self._plan, self._folder)
+        with self._hub.open(self._folder) as api:
+            if record is not None:
+                converted = Converted(self._folder, record, fresh=False)
+                outlook = look_at_folder(api, converted, self._to, self._hub.console)
+            else:
+                outlook = foresee(api, self._plan, self._folder, self._to, self._hub.console)
+        document = {"converted": record is not None} | outlook_document(self._to, outlook)
+        self._hub.console.answer(document, lambda: outlook_text(self._to, outlook))
+
+    def _answer(self, release: "Release") -> None:
+        document = converted_document(release.converted) | release_document(release)
+        text = f"{converted_text(release.converted)}\n{release_text(release)}"
+        self._hub.answer(self._folder, document, text)
+
+
+def _publish_release(hub: _Hub, path: Path, effort: "Effort") -> None:
+    from hubtool.releases import load_release, publish_release
+
+    release = load_release(path)
+    hub.confirm([variant.destination.repo for variant in release.variants])
+    with hub.open(release.out) as api:
+        published = publish_release(api, release, effort, hub.console, _validator(hub.console))
+    documents = [converted_document(each.converted) | release_document(each) for each in published]
+    text = "\n\n".join(f"{converted_text(each.converted)}\n{release_text(each)}" for each in published)
+    hub.answer(release.out, {"variants": documents}, text)
+
+
+def _validator(console: Console) -> Any:
+    """Climbs rungs of the ladder for a folder, as `hubtool validate` does."""
+
+    def validate(folder: Path, rungs: Sequence["Rung"]) -> Sequence["Evidence"]:
+        from hubtool.cli.evidence import add_evidence, require_record
+        from hubtool.validate.guard import Limits
+        from hubtool.validate.ladder import Request, default_limit
+        from hubtool.validate.ladder import validate as climb
+
+        request = Request(Limits(default_limit()), frozenset(rungs))
+        evidence = list(climb(folder, require_record(folder), request, console.stage))
+        add_evidence(folder, evidence)
+        return [each for each in evidence if each.check in rungs]
+
+    return validate

@@ -11,17 +11,18 @@ from hubtool.cli.options import FOLDER, with_console
 @click.command("rehearse")
 @click.option("--port", type=click.IntRange(0, 65535), default=8700, show_default=True, help="0 takes a free one.")
 @click.option("--data", type=FOLDER, default=Path("rehearsal"), show_default=True, help="Where the repos are kept.")
+@click.option("--discard", is_flag=True, help="Keep hashes and headers of large files, but not their bytes.")
 @with_console
-def command(console: Console, port: int, data: Path) -> None:
+def command(console: Console, port: int, data: Path, *, discard: bool) -> None:
     """Serve the Hub's protocol on 127.0.0.1, to rehearse a release."""
     from hubtool.rehearsal import RehearsalHub
 
-    with RehearsalHub(data, port) as hub:
-        document = {"endpoint": hub.endpoint, "data": str(data)}
+    with RehearsalHub(data, port, discard=discard) as hub:
+        document = {"endpoint": hub.endpoint, "data": str(data), "discard": discard}
         console.answer(
             document,
             lambda: (
-                f"{hub.endpoint}\nuse it with HF_ENDPOINT={hub.endpoint} HF_HUB_DISABLE_XET=1 "
+                f"{hub.endpoint}\nuse it with HF_ENDPOINT={hub.endpoint} "
                 f'HF_TOKEN="$(cat {data}/token)"; Ctrl-C stops it'
             ),
         )

@@ -11,7 +11,13 @@ from hubtool.cli.options import FOLDER, with_console
 
 @click.command("sample")
 @click.argument("folder", type=FOLDER)
-@click.option("--size", type=click.Choice(["tiny", "small"]), default="tiny", show_default=True)
+@click.option(
+    "--size",
+    type=click.Choice(["tiny", "small"]),
+    default="tiny",
+    show_default=True,
+    help="12 MB, or 1.5 GB in a published model's proportions.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other weights for another seed.")
 @with_console
 def command(console: Console, folder: Path, size: str, seed: int) -> None:

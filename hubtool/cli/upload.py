@@ -4,36 +4,78 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from hubtool import units
 from hubtool.cli.console import Console
-from hubtool.cli.options import FOLDER, public_option, repo_option, with_console, yes_option
-from hubtool.cli.target import confirm, open_hub
-from hubtool.errors import RecordError
+from hubtool.cli.options import FOLDER, with_console, yes_option
+from hubtool.cli.target import confirm, destination_options, dry_run_option, open_hub
+from hubtool.errors import RecordError, UsageError
 
 if TYPE_CHECKING:
+    from hubtool.hub import Destination, Outlook
     from hubtool.release import Release
 
 
 @click.command("upload")
 @click.argument("folder", type=FOLDER)
-@repo_option
-@public_option
+@destination_options
+@dry_run_option
 @yes_option
 @with_console
-def command(console: Console, folder: Path, repo: str, *, public: bool, yes: bool) -> None:
-    """Publish a finished folder in one commit, and verify it."""
-    from hubtool.hub import Destination
+def command(console: Console, folder: Path, to: "Destination | None", *, dry_run: bool, yes: bool) -> None:
+    """Publish a finished folder in one commit, verify it, and tag it."""
+    if to is None:
+        raise UsageError("needs --to", remedy="say where to, as --to ORG/NAME")
     from hubtool.record import RECORD_FILE, read_record
-    from hubtool.release import Converted, publish_folder
+    from hubtool.release import Converted, look_at_folder, publish_folder
 
     record = read_record(folder) if folder.is_dir() else None
     if record is None:
         raise RecordError("no record", where=folder, expected=RECORD_FILE, remedy="give a folder that hubtool made")
     api = open_hub()
-    confirm(console, api.endpoint, repo, yes=yes)
-    release = publish_folder(api, Converted(folder, record, fresh=False), Destination(repo, not public), console)
+    converted = Converted(folder, record, fresh=False)
+    if dry_run:
+        outlook = look_at_folder(api, converted, to, console)
+        console.answer(outlook_document(to, outlook), lambda: outlook_text(to, outlook))
+        return
+    confirm(console, api.endpoint, to.repo, yes=yes)
+    release = publish_folder(api, converted, to, console)
     console.answer(release_document(release), lambda: release_text(release))
+
+
+def outlook_document(to: "Destination", outlook: "Outlook") -> dict[str, Any]:
+    """What an upload would do."""
+    place = outlook.place
+    return {
+        "repo": to.repo,
+        "exists": place.exists,
+        "private": place.private,
+        "revision": place.revision,
+        "pull_request": place.pull_request,
+        "head": place.head,
+        "send": list(outlook.send),
+        "nbytes": outlook.nbytes,
+        "keep": list(outlook.keep),
+        "delete": list(outlook.delete),
+        "foreign": list(outlook.foreign),
+    }
+
+
+def outlook_text(to: "Destination", outlook: "Outlook") -> str:
+    """What an upload would do, as lines."""
+    place = outlook.place
+    repo = ("there" if place.exists else "to be made") + (", private" if place.private else ", public")
+    where = f"a pull request to {to.repo}" if to.pull_request else f"{to.repo}, branch {to.revision}"
+    lines = [
+        f"destination {where} ({repo})",
+        f"to send     {len(outlook.send)} files, {units.format_nbytes(outlook.nbytes)}",
+        *(f"            {name}" for name in outlook.send),
+        f"there       {len(outlook.keep)} files as they should be",
+    ]
+    lines += [f"to delete   {', '.join(outlook.delete)}"] if outlook.delete else []
+    lines += [f"left alone  {', '.join(outlook.foreign)}"] if outlook.foreign else []
+    return "\n".join([*lines, "nothing was written"])
 
 
 def release_document(release: "Release") -> dict[str, Any]:
@@ -43,9 +85,13 @@ def release_document(release: "Release") -> dict[str, Any]:
         "repo": published.repo,
         "commit": published.commit,
         "url": published.url,
+        "tag": release.tag,
+        "pull_request": published.pull_request,
         "files": published.files,
         "uploaded_nbytes": published.nbytes,
         "changed": published.changed,
+        "deleted": msgspec.to_builtins(published.deleted),
+        "foreign": msgspec.to_builtins(published.foreign),
         "verified": not release.verification.problems,
     }
 
@@ -53,11 +99,15 @@ def release_document(release: "Release") -> dict[str, Any]:
 def release_text(release: "Release") -> str:
     """The facts of a published release, as lines."""
     published = release.published
-    return "\n".join(
-        [
-            f"repo        {published.repo}",
-            f"commit      {published.commit}",
-            f"verified    {published.files} files, {units.format_nbytes(published.nbytes)}: the Hub's hashes are those "
-            "of the record and the folder",
-        ]
+    lines = [
+        f"repo        {published.repo}",
+        f"page        {published.url}",
+        f"commit      {published.commit}",
+    ]
+    lines += [f"tag         {release.tag}"] if release.tag else []
+    lines += [f"deleted     {', '.join(published.deleted)}"] if published.deleted else []
+    lines.append(
+        f"verified    {published.files} files, {units.format_nbytes(published.nbytes)}: the Hub's hashes are those "
+        "of the record and the folder"
     )
+    return "\n".join(lines)

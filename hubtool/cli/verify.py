@@ -3,32 +3,41 @@
 from pathlib import Path
 
 import click
-import msgspec
 
 from hubtool import units
 from hubtool.cli.console import Console
-from hubtool.cli.options import FOLDER, with_console
+from hubtool.cli.options import FOLDER, repo_argument, with_console
 from hubtool.cli.target import open_hub
 
 
 @click.command("verify")
-@click.argument("repo", metavar="ORG/NAME")
+@repo_argument
 @click.argument("folder", type=FOLDER, required=False)
-@click.option("--revision", default="main", show_default=True, help="A branch, tag or commit.")
+@click.option("--revision", default="main", show_default=True, help="A branch, tag, commit, or refs/pr/NUMBER.")
+@click.option("--template-dir", "templates", type=FOLDER, help="The templates that the card was made with.")
 @with_console
-def command(console: Console, repo: str, folder: Path | None, revision: str) -> int:
-    """Hold the Hub's hashes of a repo against its record, and against a folder."""
-    from hubtool import hub
+def command(console: Console, repo: str, folder: Path | None, revision: str, templates: Path | None) -> int:
+    """Hold the Hub's hashes of a repo against its record, and what it says of itself against its bytes.
 
-    result = hub.verify(open_hub(), repo, revision=revision, folder=folder)
+    Headers are read in part from the Hub and compared with config, index, record and card. A folder is compared too,
+    if one is given. No weights are fetched.
+    """
+    from hubtool import hub, recard
+    from hubtool.hub_source import HUB_PREFIX
+
+    api = open_hub()
+    result = hub.verify(hub.PatientHub(api, say=console.say), repo, revision=revision, folder=folder)
+    said = recard.check(recard.open_card(f"{HUB_PREFIX}{repo}@{result.commit}", api), templates)
+    named = {problem.partition(":")[0] for problem in result.problems}
+    problems = [*result.problems, *(problem for problem in said if problem.partition(":")[0] not in named)]
 
     def text() -> str:
         against = "the record and the folder" if folder else "the record"
-        if result.problems:
-            return "\n".join([*result.problems, f"{repo} at {result.commit}: not verified"])
+        if problems:
+            return "\n".join([*problems, f"{repo} at {result.commit}: not verified"])
         return (
             f"{repo} at {result.commit}: verified, {result.files} files, {units.format_nbytes(result.nbytes)}, "
-            f"against {against}"
+            f"against {against}; headers, config, index and card agree"
         )
 
     document = {
@@ -36,8 +45,8 @@ def command(console: Console, repo: str, folder: Path | None, revision: str) -> 
         "commit": result.commit,
         "files": result.files,
         "nbytes": result.nbytes,
-        "problems": msgspec.to_builtins(result.problems),
-        "verified": not result.problems,
+        "problems": problems,
+        "verified": not problems,
     }
     console.answer(document, text)
-    return 1 if result.problems else 0
+    return 1 if problems else 0

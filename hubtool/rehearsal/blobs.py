@@ -20,8 +20,8 @@ from types import TracebackType
 from hubtool.rehearsal import git
 from hubtool.rehearsal.disk import replace
 
-HEAD_NBYTES = 128 << 10
-"""Of a discarded object at least this much is kept: clients read 100,000 bytes to find a header."""
+HEAD_NBYTES = 512 << 10
+"""Of a discarded object at least this much is kept: clients read 100,000 bytes to find a header, or this much."""
 
 HEADER_LIMIT = 100_000_000
 """Bytes of the longest safetensors header that the format's own reader accepts."""

@@ -453,27 +453,17 @@ def _attend(q: mx.array, parts: list[Part], sinks: mx.array) -> mx.array:
     cut into n blocks, and block i attends to keys[:, i]. An attention sink [H] takes its share of the weight.
     """
     batch, length, heads, dims = q.shape
-    scores = []
-    total = sinks[:, None]  # log of the sum of all weights, [B, S, H, 1]
+    outputs, weights = [], []
     for keys, mask in parts:
         n, size = keys.shape[1:3]
-        s = q.reshape(batch, n, -1, dims) @ keys.swapaxes(-1, -2)
+        scores = q.reshape(batch, n, -1, dims) @ keys.swapaxes(-1, -2)  # [B, n, S / n * H, K]
         if mask is not None:
-            s = s.reshape(batch, n, length // n, heads, size)
-            s = mx.where(mask, s, mx.finfo(mx.float32).min)
-        s = s.reshape(batch, length, heads, size)
-        total = mx.logaddexp(total, mx.logsumexp(s, axis=-1, keepdims=True))
-        scores.append(s)
-    outputs = []
-    for (keys, _), s in zip(parts, scores, strict=True):
-        weights = _exp_difference(s, total).reshape(batch, keys.shape[1], -1, keys.shape[2])
-        outputs.append((weights @ keys).reshape(q.shape))
-    return reduce(mx.add, outputs)
-
-
-@partial(mx.compile, shapeless=True)
-def _exp_difference(x: mx.array, y: mx.array) -> mx.array:
-    return mx.exp(x - y)
+            scores = scores.reshape(batch, n, length // n, heads, size)
+            scores = mx.where(mask, scores, mx.finfo(mx.float32).min).flatten(2, 3)
+        outputs.append((mx.softmax(scores, axis=-1) @ keys).reshape(q.shape))
+        weights.append(mx.logsumexp(scores, axis=-1).reshape(batch, length, heads, 1))
+    total = reduce(mx.logaddexp, weights, sinks[:, None])
+    return reduce(mx.add, (mx.exp(weight - total) * out for weight, out in zip(weights, outputs, strict=True)))
 
 
 class Compressor(nn.Module):

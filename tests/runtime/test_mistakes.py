@@ -383,11 +383,11 @@ def sinks_take_no_weight(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @mistake
-def scores_are_rounded_to_bfloat16(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    def rounded(original: Callable[..., mx.array], x: mx.array, y: mx.array) -> mx.array:
-        return original(x.astype(mx.bfloat16).astype(mx.float32), y)
+def attention_takes_bfloat16(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounded(original: Callable[..., mx.array], q: mx.array, *rest: Any) -> mx.array:
+        return original(q.astype(mx.bfloat16).astype(mx.float32), *rest)
 
-    wrap(monkeypatch, deepseek_v4, "_exp_difference", rounded)
+    wrap(monkeypatch, deepseek_v4, "_attend", rounded)
 
 
 @mistake

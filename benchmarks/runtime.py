@@ -1,0 +1,147 @@
+"""How fast the embedded runtime is beside mlx-vlm's, on the same published weights, as ratios measured in one run.
+
+    python -m venv peer && peer/bin/pip install mlx-vlm==0.7.10 "mlx[cpu]"
+    .venv/bin/python benchmarks/runtime.py --peer peer/bin/python
+
+A random checkpoint in the published format (FP4 experts, FP8 linears) is loaded by both as it is. For mlx-vlm, whose
+loader knows no blocks of 128 x 128, config.json says 32 x 32; it repeats the scales of the right blocks all the same.
+Each round runs both, in processes of their own, one after the other; a process prefills the prompt and decodes greedily,
+twice, and the second time counts. The medians of the rounds' ratios are printed: above 1, this runtime is faster.
+
+`bandwidth` is the share of the memory bandwidth, as a large copy reaches it, that reading the weights of a decoded
+token alone takes: it says how much of a step is not overhead, and means something where a model outgrows the caches.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNTIME = ROOT / "hubtool" / "runtime" / "deepseek_v4.py"
+
+Numbers = dict[str, float]
+
+
+def write_folders(ours: Path, peers: Path, *, experts: int, layers: int) -> None:
+    """The same checkpoint twice: with our model file, and with the config that mlx-vlm needs."""
+    from dataclasses import replace
+
+    from hubtool.sample import SMALL, write_sample
+
+    ratios = (0, 0, *(4, 128) * ((layers - 2) // 2), 0)
+    write_sample(ours, replace(SMALL, n_routed_experts=experts, num_hidden_layers=layers, compress_ratios=ratios))
+    peers.mkdir()
+    for path in ours.iterdir():
+        if path.name != "config.json":
+            (peers / path.name).symlink_to(path)
+    config = json.loads((ours / "config.json").read_text())
+    (ours / "config.json").write_text(json.dumps(config | {"model_file": RUNTIME.name}))
+    shutil.copy(RUNTIME, ours)
+    config["quantization_config"]["weight_block_size"] = [32, 32]
+    (peers / "config.json").write_text(json.dumps(config))
+
+
+def load(runtime: str, folder: Path) -> Any:
+    """The model, and a function of token ids and cache that gives its logits."""
+    if runtime == "mlx-vlm":
+        from mlx_vlm.utils import load_model
+
+        model = load_model(folder).language_model
+        return model, lambda tokens, cache: model(tokens, cache=cache).logits
+    from mlx_lm.utils import load_model as load_stock
+
+    model, _ = load_stock(folder, trust_remote_code=True)
+    return model, model
+
+
+def measure(runtime: str, folder: Path, prompt: int, tokens: int) -> Numbers:
+    """Tokens per second of prefill and of greedy decoding, and the share of the bandwidth that decoding takes."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    model, call = load(runtime, folder)
+    config = json.loads((folder / "config.json").read_text())
+    ids = mx.random.randint(0, config["vocab_size"], (1, prompt), key=mx.random.key(0))
+    for _ in range(2):
+        cache = model.make_cache()
+        begun = time.perf_counter()
+        token = mx.argmax(call(ids, cache)[:, -1:], axis=-1)
+        mx.eval(token, [layer.state for layer in cache])
+        prefill = time.perf_counter() - begun
+        begun = time.perf_counter()
+        for _ in range(tokens):
+            token = mx.argmax(call(token, cache)[:, -1:], axis=-1)
+            mx.eval(token)
+        decode = (time.perf_counter() - begun) / tokens
+    used = config["num_experts_per_tok"] / config["n_routed_experts"]
+    read = sum(
+        array.nbytes * (used if "switch_mlp" in name else 1)
+        for name, array in tree_flatten(model.parameters())
+        if "embed_tokens" not in name and "tid2eid" not in name
+    )
+    return {"prefill": prompt / prefill, "decode": 1 / decode, "bandwidth": read / decode / bandwidth()}
+
+
+def bandwidth() -> float:
+    """Bytes a second that a copy of 256 MiB reads and writes."""
+    import mlx.core as mx
+
+    array = mx.zeros((1 << 26,), mx.float32)
+    mx.eval(array)
+    best = min(timed_copy(array) for _ in range(5))
+    return 2 * array.nbytes / best
+
+
+def timed_copy(array: Any) -> float:
+    import mlx.core as mx
+
+    begun = time.perf_counter()
+    mx.eval(array + 1)
+    return time.perf_counter() - begun
+
+
+def run(python: str, runtime: str, folder: Path, arguments: argparse.Namespace) -> Numbers:
+    """`measure` in a process of its own, with the interpreter that has the runtime."""
+    sizes = [str(arguments.prompt), str(arguments.tokens)]
+    command = [python, __file__, "--measure", runtime, str(folder), *sizes]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    numbers: Numbers = json.loads(done.stdout.splitlines()[-1])
+    return numbers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", required=True, help="python with mlx-vlm 0.7.10")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of the prompt")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens decoded")
+    parser.add_argument("--experts", type=int, default=16, help="routed experts a layer")
+    parser.add_argument("--layers", type=int, default=6)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        ours, peers = Path(folder) / "ours", Path(folder) / "peers"
+        write_folders(ours, peers, experts=arguments.experts, layers=arguments.layers)
+        rounds = [
+            (run(sys.executable, "hubtool", ours, arguments), run(arguments.peer, "mlx-vlm", peers, arguments))
+            for _ in range(arguments.rounds)
+        ]
+    for kind in ("prefill", "decode"):
+        ratio = statistics.median(mine[kind] / theirs[kind] for mine, theirs in rounds)
+        mine, theirs = (statistics.median(numbers[kind] for numbers in side) for side in zip(*rounds, strict=True))
+        print(f"{kind:8} {mine:9.1f} tok/s, mlx-vlm {theirs:9.1f} tok/s, ratio {ratio:5.2f}")
+    share = statistics.median(mine["bandwidth"] for mine, _ in rounds)
+    print(f"bandwidth {share:.1%} of a copy's, while decoding")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))))
+    else:
+        main()

@@ -1,0 +1,222 @@
+"""Sends the content of large files before the commit that names them, by xet or by LFS, one file after the other.
+
+What has been sent stays with the Hub, committed or not: it is written down, and the next run asks for it.
+"""
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+import httpx2
+from huggingface_hub import CommitOperationAdd
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
+
+from hubtool.errors import OutputError
+from hubtool.http import said
+from hubtool.hub import xet
+from hubtool.hub.patience import EXPIRED_STATUS, REPEATED_STATUSES, PatientHub, TransferError
+from hubtool.hub.state import Blob, State
+
+SAMPLE_NBYTES = 512
+PREUPLOAD_FILES = 256
+"""What the stock client sends of each file, and of how many at once, to ask by which way they go."""
+
+Progress = Callable[[str, int], None]
+"""Told a file's name and how many more of its bytes were sent."""
+
+
+class Blobs:
+    """The large contents of one repo.
+
+    Args:
+        hub: The Hub.
+        repo: `org/name`.
+        revision: The branch or pull request that they will be committed to.
+        state: What earlier runs have sent.
+    """
+
+    def __init__(self, hub: PatientHub, repo: str, revision: str, state: State) -> None:
+        self._hub = hub
+        self._repo = repo
+        self._revision = revision
+        self._state = state
+
+    def held(self) -> Mapping[str, Blob]:
+        """What earlier runs have sent and the Hub still has, by file name."""
+        sent = self._state.blobs
+        if not sent:
+            return {}
+        infos = [UploadInfo(blob.nbytes, b"", bytes.fromhex(blob.sha256)) for blob in sent.values()]
+
+        def ask() -> set[str]:
+            answers, _, _ = post_lfs_batch_info(
+                infos,
+                token=None,
+                repo_id=self._repo,
+                repo_type="model",
+                revision=self._revision,
+                endpoint=self._hub.api.endpoint,
+                headers=self._hub.api._build_hf_headers(),
+            )
+            return {answer["oid"] for answer in answers if answer.get("actions") is None}
+
+        there = self._hub.attempt(self._repo, ask)
+        return {name: blob for name, blob in sent.items() if blob.sha256 in there}
+
+    def choose_large(self, files: Mapping[str, Path]) -> frozenset[str]:
+        """Which of these files the Hub wants by LFS or xet; the others travel in the commit itself.
+
+        Raises:
+            HubError: The Hub refused, or could not be reached.
+        """
+        candidates = []
+        for name, path in files.items():
+            with path.open("rb") as file:
+                sample = base64.b64encode(file.read(SAMPLE_NBYTES)).decode()
+            candidates.append({"path": name, "size": path.stat().st_size, "sample": sample})
+        large: set[str] = set()
+        for start in range(0, len(candidates), PREUPLOAD_FILES):
+            answer = self._hub.request(
+                "POST",
+                f"/api/models/{self._repo}/preupload/{quote(self._revision, safe='')}",
+                self._repo,
+                json={"files": candidates[start : start + PREUPLOAD_FILES]},
+            ).json()
+            large |= {file["path"] for file in answer["files"] if file["uploadMode"] == "lfs"}
+        return frozenset(name for name in large if files[name].stat().st_size > 0)
+
+    def send_file(self, name: str, path: Path, sha256: str | None, progress: Progress) -> Blob:
+        """Send a file, and write that down.
+
+        Args:
+            name: Its name in the repo.
+            path: Where it lies.
+            sha256: What its bytes must come to, if that is recorded: it is compared, never handed on.
+            progress: See `Progress`.
+
+        Raises:
+            OutputError: The file has changed since it was recorded.
+            HubError: It did not get through.
+        """
+        highest = 0
+
+        def send() -> Blob:
+            done = 0
+
+            def advance(nbytes: int) -> None:
+                nonlocal done, highest
+                done += nbytes
+                if done > highest:  # what is sent again is not progress
+                    progress(name, done - highest)
+                    highest = done
+
+            if xet.is_xet_available():
+                return xet.send_file(self._hub, self._repo, self._revision, path, advance)
+            return self._send_by_lfs(name, path, sha256, advance)
+
+        blob = self._hub.attempt(f"{self._repo}: {name}", send)
+        _require_unchanged(path, sha256, blob.sha256)
+        if blob.nbytes > highest:
+            progress(name, blob.nbytes - highest)
+        self._state.add_blob(name, blob)
+        return blob
+
+    def send_stream(self, name: str, chunks: Callable[[], Iterable[bytes]]) -> Blob:
+        """Send what lies nowhere, by xet, and write that down; `chunks` is asked again for a repetition.
+
+        Raises:
+            HubError: It did not get through.
+        """
+        blob = self._hub.attempt(
+            f"{self._repo}: {name}", lambda: xet.send_stream(self._hub, self._repo, self._revision, chunks())
+        )
+        self._state.add_blob(name, blob)
+        return blob
+
+    def _send_by_lfs(self, name: str, path: Path, sha256: str | None, advance: Callable[[int], None]) -> Blob:
+        addition = _ToldAddition(name, path, advance)
+        found = addition.upload_info.sha256.hex()
+        _require_unchanged(path, sha256, found)  # known before the first byte is sent
+        with _lfs_failures():
+            self._hub.api.preupload_lfs_files(self._repo, [addition], revision=self._revision, free_memory=False)
+        return Blob(found, addition.upload_info.size)
+
+
+def stored_addition(name: str, blob: Blob) -> CommitOperationAdd:
+    """What commits content that the Hub has, though it may lie nowhere else.
+
+    huggingface_hub 2.4 has no public way to say so: without these marks it would send an empty file in its place.
+    """
+    addition = CommitOperationAdd(name, b"")
+    addition.upload_info = UploadInfo(blob.nbytes, b"", bytes.fromhex(blob.sha256))
+    addition._upload_mode = "lfs"
+    addition._is_uploaded = True
+    return addition
+
+
+def _require_unchanged(path: Path, expected: str | None, found: str) -> None:
+    if expected is not None and found != expected:
+        raise OutputError(
+            "the file has changed since it was recorded",
+            where=path,
+            found=f"sha256 {found}",
+            expected=expected,
+            remedy="convert again, or restore the file",
+        )
+
+
+class _ToldAddition(CommitOperationAdd):
+    """A file to add that tells how many of its bytes were read for sending."""
+
+    def __init__(self, name: str, path: Path, advance: Callable[[int], None]) -> None:
+        super().__init__(name, path)
+        self._path = path
+        self._advance = advance
+
+    @contextmanager
+    def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:
+        """The file, open for reading; the stock client asks for a bar where it sends."""
+        with _ToldFile(self._path, self._advance if with_tqdm else lambda nbytes: None) as file:
+            yield file
+
+
+class _ToldFile(io.BufferedReader):
+    """A file that tells how much further it was read than ever before."""
+
+    def __init__(self, path: Path, advance: Callable[[int], None]) -> None:
+        super().__init__(io.FileIO(path))
+        self._advance = advance
+        self._highest = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(size)
+        at = self.tell()
+        if at > self._highest:
+            self._advance(at - self._highest)
+            self._highest = at
+        return content
+
+
+@contextmanager
+def _lfs_failures() -> Iterator[None]:
+    """Turn what the stock client makes of a failed transfer into a TransferError that says what may be repeated."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause = error.__cause__
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            repeatable = status == EXPIRED_STATUS or status in REPEATED_STATUSES
+            raise TransferError(f"status {status}, {said(cause)}", repeatable=repeatable) from error
+        if isinstance(cause, (httpx2.RequestError, OSError)):
+            raise TransferError(str(cause) or type(cause).__name__, repeatable=True) from error
+        raise
+    except ValueError as error:
+        if "LFS batch API returned errors" not in str(error):
+            raise
+        raise TransferError(str(error), repeatable=False) from error

@@ -1,0 +1,218 @@
+"""A Hub that is asked again: what may be repeated is, after a wait that is told; what may not ends with its reason.
+
+The stock client repeats most requests by itself within half a minute. Those waits are told too, and what it then gives
+up, or never repeats, is judged here:
+
+| what happened | what follows |
+| --- | --- |
+| 408, 425, 429, 500, 502, 503, 504, connection broken or silent | asked again; first looked whether it was done |
+| 409, another operation is in progress | asked again |
+| 403 of an upload's address | it has expired: another is asked for |
+| 412, the repo has changed | never repeated: what was compared is no longer true |
+| 401, 402, 403 | never repeated: nothing will change by itself |
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import httpx2
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import _http as stock
+
+from hubtool.errors import HubError
+from hubtool.http import redact, said, translated
+from hubtool.units import format_seconds
+
+T = TypeVar("T")
+
+REPEATED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+EXPIRED_STATUS = 403
+
+
+class TransferError(Exception):
+    """Bytes did not get through; `__cause__` has the reason.
+
+    Args:
+        reason: What happened, in words.
+        repeatable: Whether sending them again may help.
+    """
+
+    def __init__(self, reason: str, *, repeatable: bool) -> None:
+        super().__init__(reason)
+        self.repeatable = repeatable
+
+
+AT_ONCE = (OfflineModeIsEnabled, LocalTokenNotFoundError, HFValidationError)
+"""What no waiting mends."""
+
+FAILURES = (HfHubHTTPError, httpx2.RequestError, ConnectionError, TransferError)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a failure is borne.
+
+    Attributes:
+        waits: Seconds before the second try, the third and so on; after the last, it is a failure.
+        longest: Most seconds that the Hub may ask to wait (the limit of commits is per hour).
+        sleep: Waits.
+    """
+
+    waits: tuple[float, ...] = (5, 15, 60, 180, 300)
+    longest: float = 3900
+    sleep: Callable[[float], None] = field(default=lambda seconds: time.sleep(seconds))
+
+
+def ignore(text: str) -> None:
+    """Tells nobody."""
+
+
+@dataclass
+class PatientHub:
+    """A Hub, and how to bear with it.
+
+    One that has never answered is not waited for: its address is wrong, or there is no network.
+
+    Attributes:
+        api: The Hub.
+        patience: How long a failure is borne.
+        say: Told of every wait.
+    """
+
+    api: HfApi
+    patience: Patience = Patience()
+    say: Callable[[str], None] = ignore
+    _answered: bool = field(default=False, init=False)
+
+    def attempt(self, what: str, call: Callable[[], T], landed: Callable[[], T | None] = lambda: None) -> T:
+        """What `call` comes to, tried again as long as that may help.
+
+        Args:
+            what: The repo, or what of it is concerned, for messages.
+            call: The request.
+            landed: Finds what `call` has done although its answer was lost; asked before each repetition, and before
+                giving up.
+
+        Raises:
+            HubError: It was refused, or patience is at its end.
+        """
+        for wait in (*self.patience.waits, None):
+            try:
+                with self._waits_told(what):
+                    result = call()
+                self._answered = True
+                return result
+            except AT_ONCE as error:
+                raise _explained(error, what) from error
+            except FAILURES as error:
+                self._answered |= isinstance(error, HfHubHTTPError)
+                if isinstance(error, httpx2.ConnectError) and not self._answered:
+                    raise _explained(error, what) from error
+                found = landed()
+                if found is not None:
+                    return found
+                pause = _pause(error, wait, self.patience.longest)
+                if pause is None:
+                    raise _explained(error, what) from error
+                self.say(f"{what}: {_reason(error)}; trying again in {format_seconds(pause)}")
+                self.patience.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def request(self, method: str, path: str, what: str, **content: Any) -> httpx2.Response:
+        """The answer to a request that may be repeated at any time.
+
+        Args:
+            method: `GET` or `POST`.
+            path: From the endpoint on.
+            what: See `attempt`.
+            content: As httpx2 takes it, for example `json`.
+
+        Raises:
+            HubError: See `attempt`.
+        """
+
+        def call() -> httpx2.Response:
+            response = stock.get_session().request(
+                method, f"{self.api.endpoint}{path}", headers=self.api._build_hf_headers(), **content
+            )
+            stock.hf_raise_for_status(response)
+            return response
+
+        return self.attempt(what, call)
+
+    @contextmanager
+    def _waits_told(self, what: str) -> Iterator[None]:
+        """Let the waits of the stock client be told as hubtool's are, and not by its own log."""
+        log = logging.getLogger(stock.__name__)
+        relay, propagate = _Relay(lambda text: self.say(f"{what}: {text}")), log.propagate
+        log.addHandler(relay)
+        log.propagate = False
+        try:
+            yield
+        finally:
+            log.removeHandler(relay)
+            log.propagate = propagate
+
+
+class _Relay(logging.Handler):
+    """Hands on what the stock client logs, without the signed parts of addresses."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(_public(record.getMessage()))
+
+
+def _public(text: str) -> str:
+    return redact(re.sub(r"\?\S+", "", text))
+
+
+def _pause(error: Exception, wait: float | None, longest: float) -> float | None:
+    """Seconds to wait before trying again, None if it should not be tried."""
+    if wait is None:
+        return None
+    if isinstance(error, TransferError):
+        return wait if error.repeatable else None
+    if not isinstance(error, HfHubHTTPError):
+        return wait
+    if error.response.status_code not in REPEATED_STATUSES:
+        return None
+    asked = _asked_wait(error.response)
+    if asked is None:
+        return wait
+    return asked + 1 if asked <= longest else None
+
+
+def _asked_wait(response: httpx2.Response) -> float | None:
+    """Seconds that the Hub says to wait."""
+    limit = stock.parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    after = response.headers.get("Retry-After", "")
+    return float(after) if after.isdigit() else None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HfHubHTTPError):
+        return f"status {error.response.status_code}, {said(error)}"
+    return _public(str(error)) or type(error).__name__
+
+
+def _explained(error: Exception, what: str) -> HubError:
+    """The error for people."""
+    if isinstance(error, TransferError):
+        remedy = "run it again: what the Hub has stays there" if error.repeatable else "see what it says, then again"
+        return HubError("sending failed", where=what, found=_reason(error), remedy=remedy)
+    try:
+        with translated(what):
+            raise error
+    except HubError as explained:
+        return explained

@@ -1,0 +1,393 @@
+"""Publishes a finished folder: all large contents first, then one commit that names every file.
+
+Readers see the old state or the whole new one, and a run that was cut off is simply run again.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+from hubtool.errors import HubError, OutputError, RecordError
+from hubtool.http import HubFile, git_sha1, list_files
+from hubtool.hub.blobs import Blobs, Progress, stored_addition
+from hubtool.hub.patience import PatientHub
+from hubtool.hub.reading import read_hub_file
+from hubtool.hub.state import Blob, State
+from hubtool.hub.target import Destination, Place, check_rights, find_place, make_place
+from hubtool.hubrules import check_metadata
+from hubtool.record import (
+    ASSETS_PREFIX,
+    CARD_FILE,
+    RECORD_FILE,
+    Record,
+    decode_record,
+    encode_record,
+    is_derived,
+)
+from hubtool.source import file_sha256
+from hubtool.units import GB, format_nbytes
+
+ATTRIBUTES_FILE = ".gitattributes"
+"""The Hub's own file in every repo."""
+
+FILE_LIMIT_NBYTES = 200 * GB
+"""Advised at most (huggingface.co/docs/hub/storage-limits)."""
+
+DIGEST_LENGTH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A repo as it was left.
+
+    Attributes:
+        repo: `org/name`.
+        commit: The commit that has every file.
+        url: Its page.
+        files: How many files of the release it has.
+        nbytes: Their bytes.
+        changed: False if everything stood there already.
+        deleted: Files of an earlier release that this commit has removed.
+        foreign: Files that are not hubtool's, which were left alone.
+        pull_request: The number of the pull request, if it is one.
+    """
+
+    repo: str
+    commit: str
+    url: str
+    files: int
+    nbytes: int
+    changed: bool
+    deleted: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+    pull_request: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What an upload would do, after all checks.
+
+    Attributes:
+        place: Where to, as it stands.
+        send: Names of the files that the commit will have, because the Hub has none or others of that name.
+        keep: Names of the files that stand there already.
+        delete: Names of files of an earlier release, which are no longer part of it.
+        foreign: Names of files that are not hubtool's and stay.
+        nbytes: Bytes of `send`.
+    """
+
+    place: Place
+    send: tuple[str, ...]
+    keep: tuple[str, ...]
+    delete: tuple[str, ...]
+    foreign: tuple[str, ...]
+    nbytes: int
+
+
+def published_names(record: Record, folder: Path | None = None) -> tuple[str, ...]:
+    """Every file that is uploaded: those of the record, and what is made of the record. Nothing else ever is.
+
+    Args:
+        record: The record.
+        folder: Where it lies: the pictures and statements in it are published too.
+    """
+    names = {*(file.name for file in record.files), RECORD_FILE, CARD_FILE}
+    if folder is not None:
+        beside = [path.name for path in folder.glob("*") if path.is_file()]
+        beside += [path.relative_to(folder).as_posix() for path in (folder / ASSETS_PREFIX).glob("*.png")]
+        names |= {name for name in beside if is_derived(name)}
+    return tuple(sorted(names))
+
+
+def release_title(recipe: str, plan: str) -> str:
+    """The title of a pull request, by which it is found again: the recipe and the start of the plan's digest."""
+    return f"Publish {recipe} ({plan[:DIGEST_LENGTH]}) with hubtool"
+
+
+def record_digest(record: Record) -> str:
+    """The start of the SHA-256 of hubtool.json, which names a release."""
+    return hashlib.sha256(encode_record(record)).hexdigest()[:DIGEST_LENGTH]
+
+
+def upload(
+    api: HfApi,
+    folder: Path,
+    record: Record,
+    to: Destination,
+    progress: Progress = lambda name, nbytes: None,
+) -> Published:
+    """Publish a finished folder with the usual patience: see `Upload`.
+
+    Args:
+        api: The Hub.
+        folder: A finished folder.
+        record: Its record.
+        to: Where to.
+        progress: Told a file's name and how many more of its bytes were sent.
+
+    Raises:
+        OutputError: A file of the record is not in the folder, or has changed, or the Hub would refuse the card.
+        HubError: The Hub refused, or could not be reached.
+    """
+    return Upload(PatientHub(api), folder, record, to).run(progress)
+
+
+class Upload:
+    """One folder on its way to one destination.
+
+    Args:
+        hub: The Hub.
+        folder: A finished folder, or one that lacks only what is in `sent`.
+        record: Its record.
+        to: Where to.
+        sent: Contents that the Hub has already, by file name; they need not lie in the folder.
+    """
+
+    def __init__(
+        self, hub: PatientHub, folder: Path, record: Record, to: Destination, sent: Mapping[str, Blob] | None = None
+    ) -> None:
+        self._hub = hub
+        self._folder = folder
+        self._record = record
+        self._to = to
+        self._sent = dict(sent or {})
+        self._names = published_names(record, folder)
+        self._hashes = record.hashes()
+        self._seen: Outlook | None = None
+        self._state = State(folder, hub.api.endpoint, to.key)
+        self._title = release_title(record.recipe.name, record.plan.digest)
+
+    def look(self) -> Outlook:
+        """What `run` would do; all checks are made, and nothing is written.
+
+        Raises:
+            OutputError: A file of the record is not in the folder, or the Hub would refuse the card.
+            HubError: The Hub refused, or could not be reached; the tag is taken.
+        """
+        self._check_folder()
+        outlook = self._outlook(find_place(self._hub, self._to, self._state, self._title))
+        check_rights(self._hub, self._to, outlook.place, outlook.nbytes)
+        self._check_card()
+        self._check_tag(outlook)
+        self._tell_visibility(outlook.place)
+        self._seen = outlook
+        return outlook
+
+    def run(self, progress: Progress = lambda name, nbytes: None) -> Published:
+        """Publish, and look whether an answer that was lost did not come of a commit that landed.
+
+        Raises:
+            OutputError: A file of the record is not in the folder, or has changed, or the Hub would refuse the card.
+            HubError: The Hub refused, could not be reached, or someone else has committed meanwhile; what was sent
+                stays sent.
+        """
+        seen = self._seen or self.look()
+        if seen.place.head is not None and not seen.send and not seen.delete:
+            return self._published(seen, seen.place.head)
+        description = f"{format_nbytes(sum(file.nbytes for file in self._record.files))} in {len(self._names)} files"
+        place = make_place(self._hub, self._to, self._state, self._title, description)
+        outlook = self._outlook(place)
+        assert place.head is not None
+        if not outlook.send and not outlook.delete:
+            return self._published(outlook, place.head)
+        return self._published(outlook, self._commit(outlook, self._operations(outlook, progress)))
+
+    def _published(self, outlook: Outlook, commit: str) -> Published:
+        return Published(
+            repo=self._to.repo,
+            commit=commit,
+            url=self._url(commit, outlook.place),
+            files=len(self._names),
+            nbytes=sum(self._nbytes(name) for name in self._names),
+            changed=commit != outlook.place.head,
+            deleted=outlook.delete,
+            foreign=outlook.foreign,
+            pull_request=outlook.place.pull_request,
+        )
+
+    def _tell_visibility(self, place: Place) -> None:
+        if place.exists and place.private != self._to.private and not self._to.public_after_verify:
+            self._hub.say(f"{self._to.repo} is {'private' if place.private else 'public'} already, and stays so")
+
+    def _check_folder(self) -> None:
+        """Raise OutputError if a file is not there, or not of its size."""
+        sizes = {file.name: file.nbytes for file in self._record.files}
+        for name in self._names:
+            if name in self._sent:
+                continue
+            path = self._folder / name
+            if not path.is_file():
+                raise OutputError("missing file", where=path, remedy="convert again")
+            found = path.stat().st_size
+            if found != sizes.get(name, found):
+                raise OutputError(
+                    "another size than was recorded",
+                    where=path,
+                    found=format_nbytes(found),
+                    expected=format_nbytes(sizes[name]),
+                    remedy="convert again",
+                )
+            if found > FILE_LIMIT_NBYTES:
+                raise OutputError(
+                    "too large for the Hub",
+                    where=path,
+                    found=format_nbytes(found),
+                    expected=f"at most {format_nbytes(FILE_LIMIT_NBYTES)}",
+                    remedy="convert again, in more shards",
+                )
+
+    def _check_card(self) -> None:
+        """Raise OutputError if the Hub would refuse the card, by its own word and by what is known of it."""
+        text = (self._folder / CARD_FILE).read_bytes().decode("utf-8", errors="replace")
+        problems = [problem.message for problem in check_metadata(text) if problem.fatal]
+        if not problems:
+            body = {"content": text, "repoType": "model"}
+            try:
+                answer = self._hub.request("POST", "/api/validate-yaml", f"{self._to.repo}: {CARD_FILE}", json=body)
+            except HubError as error:
+                raise OutputError(
+                    "the Hub refuses the card",
+                    where=self._folder / CARD_FILE,
+                    found=error.found or error.what,
+                    remedy=error.remedy or "mend its metadata, then run it again",
+                ) from error
+            problems = [problem["message"] for problem in answer.json().get("errors", [])]
+        if problems:
+            raise OutputError(
+                "the Hub refuses the card",
+                where=self._folder / CARD_FILE,
+                found="; ".join(problems),
+                remedy="mend its metadata, then run it again",
+            )
+
+    def _check_tag(self, outlook: Outlook) -> None:
+        """Raise HubError if the tag that was asked for is another commit's."""
+        if self._to.tag is None or not outlook.place.exists:
+            return
+        taken = find_tag(self._hub, self._to.repo, self._to.tag)
+        if taken is not None and (taken != outlook.place.head or outlook.send or outlook.delete):
+            raise HubError(
+                "the tag names another commit",
+                where=f"{self._to.repo}: {self._to.tag}",
+                found=taken,
+                remedy="choose another --tag, or delete that one",
+            )
+
+    def _outlook(self, place: Place) -> Outlook:
+        send = tuple(name for name in self._names if not self._is_there(name, place.files.get(name)))
+        ours = set(self._earlier_names(place))
+        delete = tuple(sorted(name for name in ours & place.files.keys() if name not in self._names))
+        known = {*self._names, *delete, ATTRIBUTES_FILE}
+        return Outlook(
+            place=place,
+            send=send,
+            keep=tuple(name for name in self._names if name not in send),
+            delete=delete,
+            foreign=tuple(sorted(name for name in place.files if name not in known)),
+            nbytes=sum(self._nbytes(name) for name in send),
+        )
+
+    def _earlier_names(self, place: Place) -> Sequence[str]:
+        """The files at the destination that an earlier release has put there."""
+        if RECORD_FILE not in place.files or place.head is None:
+            return ()
+        content = read_hub_file(self._hub, self._to.repo, place.head, RECORD_FILE)
+        try:
+            earlier = decode_record(content or b"")
+        except RecordError as error:
+            self._hub.say(f"{self._to.repo}: its record cannot be read, so no file is deleted: {error.found}")
+            return ()
+        return [*(file.name for file in earlier.files), *(name for name in place.files if is_derived(name))]
+
+    def _nbytes(self, name: str) -> int:
+        return self._sent[name].nbytes if name in self._sent else (self._folder / name).stat().st_size
+
+    def _is_there(self, name: str, there: HubFile | None) -> bool:
+        """Whether the Hub has a file as it is here, by the Hub's own hash."""
+        if there is None or there.nbytes != self._nbytes(name):
+            return False
+        path = self._folder / name
+        if there.sha256 is not None:
+            return there.sha256 == (self._hashes.get(name) or file_sha256(path))
+        return name not in self._sent and there.git_sha1 == git_sha1(path.read_bytes())
+
+    def _operations(
+        self, outlook: Outlook, progress: Progress
+    ) -> Callable[[], list[CommitOperationAdd | CommitOperationDelete]]:
+        """Send every large content; what gives the lines of the commit, anew for each try."""
+        blobs = Blobs(self._hub, self._to.repo, outlook.place.revision, self._state)
+        sent = {**blobs.held(), **self._sent}
+        sent = {name: blob for name, blob in sent.items() if blob.sha256 == self._hashes.get(name)}
+        large = blobs.choose_large({name: self._folder / name for name in outlook.send if name not in sent})
+        regular = [name for name in outlook.send if name not in sent and name not in large]
+        for name in outlook.send:
+            if name in large:
+                sent[name] = blobs.send_file(name, self._folder / name, self._hashes.get(name), progress)
+            else:
+                progress(name, self._nbytes(name))
+
+        def make() -> list[CommitOperationAdd | CommitOperationDelete]:
+            stored = [stored_addition(name, sent[name]) for name in outlook.send if name not in regular]
+            small = [CommitOperationAdd(name, self._folder / name) for name in regular]
+            return [*stored, *small, *(CommitOperationDelete(name, is_folder=False) for name in outlook.delete)]
+
+        return make
+
+    def _commit(
+        self, outlook: Outlook, operations: Callable[[], list[CommitOperationAdd | CommitOperationDelete]]
+    ) -> str:
+        """Commit all at once to what was looked at; the commit's id.
+
+        A commit whose answer was lost has landed if its branch has moved on and now lacks nothing.
+        """
+        repo, place = self._to.repo, outlook.place
+
+        def send() -> str:
+            made = self._hub.api.create_commit(
+                repo,
+                operations=operations(),
+                commit_message=f"Publish {self._record.recipe.name} with hubtool {self._record.versions['hubtool']}",
+                revision=place.revision,
+                parent_commit=place.head,
+            )
+            return str(made.oid)
+
+        def landed() -> str | None:
+            head = self._hub.attempt(repo, lambda: self._hub.api.model_info(repo, revision=place.revision).sha)
+            if head is None or head == place.head:
+                return None
+            there = self._hub.attempt(repo, lambda: list_files(self._hub.api, repo, head))
+            whole = all(self._is_there(name, there.get(name)) for name in self._names)
+            return head if whole and not set(outlook.delete) & there.keys() else None
+
+        return self._hub.attempt(f"{repo}: commit", send, landed)
+
+    def _url(self, commit: str, place: Place) -> str:
+        endpoint = f"{self._hub.api.endpoint}/{self._to.repo}"
+        return f"{endpoint}/discussions/{place.pull_request}" if place.pull_request else f"{endpoint}/tree/{commit}"
+
+
+def foresee(hub: PatientHub, folder: Path, to: Destination, sizes: Mapping[str, int]) -> Outlook:
+    """What an upload would do with files of which only names and sizes are known.
+
+    Args:
+        hub: The Hub.
+        folder: Where they will lie.
+        to: Where to.
+        sizes: Bytes by name.
+
+    Raises:
+        HubError: The Hub refused, or could not be reached.
+    """
+    place = find_place(hub, to, State(folder, hub.api.endpoint, to.key), "")
+    check_rights(hub, to, place, sum(sizes.values()))
+    return Outlook(place, tuple(sizes), (), (), (), sum(sizes.values()))
+
+
+def find_tag(hub: PatientHub, repo: str, tag: str) -> str | None:
+    """The commit that a tag names, None if there is no such tag."""
+    refs = hub.attempt(repo, lambda: hub.api.list_repo_refs(repo))
+    return next((each.target_commit for each in refs.tags if each.name == tag), None)

@@ -1,0 +1,120 @@
+"""Sends content by xet: files that lie on the disk, and streams that lie nowhere.
+
+hf_xet is driven directly, because huggingface_hub 2.4 neither streams nor tells of progress without its own bars. It
+computes the SHA-256 of what it sends; one that is handed to it is not checked, so none ever is.
+"""
+
+import importlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import quote
+
+from huggingface_hub.utils._runtime import is_xet_available
+from huggingface_hub.utils._xet import abort_xet_session, get_xet_session, xet_headers_without_auth
+
+from hubtool.http import redact
+from hubtool.hub.patience import PatientHub, TransferError
+from hubtool.hub.state import Blob
+
+__all__ = ["is_xet_available", "send_file", "send_stream"]
+
+Progress = Callable[[int], None]
+"""Told of the number of bytes that were taken since it was last told."""
+
+
+def send_file(hub: PatientHub, repo: str, revision: str, path: Path, progress: Progress) -> Blob:
+    """What was sent of a file; the Hub has it when this returns.
+
+    Raises:
+        TransferError: It did not get through.
+        HubError: The Hub gives no token for it.
+    """
+    with _upload(hub, repo, revision, progress) as upload:
+        handle = upload.start_upload_file(str(path), sha256=_hf_xet().COMPUTE_SHA256)
+    return _blob(handle.result())
+
+
+def send_stream(hub: PatientHub, repo: str, revision: str, chunks: Iterable[bytes]) -> Blob:
+    """What was sent of a stream; the Hub has it when this returns. Memory is what hf_xet buffers, and one chunk.
+
+    Raises:
+        TransferError: It did not get through.
+        HubError: The Hub gives no token for it.
+    """
+    with _upload(hub, repo, revision, lambda nbytes: None) as upload:
+        stream = upload.start_upload_stream(sha256=_hf_xet().COMPUTE_SHA256)
+        for chunk in chunks:
+            with _broken_off():
+                stream.write(chunk)
+        with _broken_off():
+            info = stream.finish()
+    return _blob(info)
+
+
+@contextmanager
+def _upload(hub: PatientHub, repo: str, revision: str, progress: Progress) -> Iterator[Any]:
+    """An upload of hf_xet, which registers what was sent when the `with` ends without an error."""
+    address = f"/api/models/{repo}/xet-write-token/{quote(revision, safe='')}"
+    # Asked here, where it is known what may be repeated: hf_xet repeats for minutes without a word.
+    token = hub.request("GET", address, repo).json()
+    headers = hub.api._build_hf_headers()
+    meter = _Meter(progress)
+    try:
+        with _broken_off():
+            upload = get_xet_session().new_upload_commit(
+                endpoint=token["casUrl"],
+                token=token["accessToken"],
+                token_expiry_unix_secs=token["exp"],
+                token_refresh_url=f"{hub.api.endpoint}{address}",
+                token_refresh_headers=headers,
+                custom_headers=xet_headers_without_auth(headers),
+                progress_callback=meter,
+            )
+        try:
+            yield upload
+        except BaseException:
+            upload.abort()
+            raise
+        with _broken_off():
+            upload.wait_to_finish()
+    except KeyboardInterrupt:
+        abort_xet_session()
+        raise
+
+
+class _Meter:
+    """Tells progress on, from whichever thread hf_xet reports it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, report: Any, items: Any) -> None:
+        with self._lock:
+            if report.total_bytes_completed > self._done:
+                self._progress(report.total_bytes_completed - self._done)
+                self._done = report.total_bytes_completed
+
+
+@contextmanager
+def _broken_off() -> Iterator[None]:
+    """Turn what hf_xet raises into a TransferError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError) as error:  # what its Rust errors become
+        raise TransferError(f"xet: {redact(str(error))}", repeatable=True) from error
+
+
+def _blob(info: Any) -> Blob:
+    return Blob(info.xet_info.sha256, info.xet_info.file_size)
+
+
+def _hf_xet() -> ModuleType:
+    return importlib.import_module("hf_xet")

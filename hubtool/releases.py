@@ -1,0 +1,375 @@
+"""A release of several variants from one file, `release.toml`: made in one pass, published, watched, withdrawn.
+
+source = "deepseek-ai/DeepSeek-V4-Flash"        # a folder beside this file, or org/name[@revision]
+repo = "someone/DeepSeek-V4-Flash-{recipe}"     # what the variants are published as
+out = "work"                                    # where their folders lie, beside this file
+private = true                                  # of repos that have to be made
+public_after_verify = false
+tag = "v1.0"                                    # of every variant; by default from each record
+validate = ["integrity"]                        # rungs that have to be passed before anything is published
+
+[collection]                                    # by its slug, or made by its title
+title = "DeepSeek-V4 for MLX"
+
+[card]
+templates = "templates"                         # beside this file
+
+[[variant]]
+recipe = "mixed_3_6"                            # a name, or a file beside this one
+notes = "Fits a machine of 192 GB."             # into the card's notes, where those are empty
+
+[[variant]]
+recipe = "native"
+repo = "someone/DeepSeek-V4-Flash-original"
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from huggingface_hub import HfApi
+
+import hubtool
+from hubtool import hub
+from hubtool.convert import Target
+from hubtool.documents import Wording, address, documents_of
+from hubtool.errors import HubError, RecordError, UsageError, VerificationError
+from hubtool.hubrules import is_repo_id
+from hubtool.planning import open_source, plan_source
+from hubtool.record import (
+    CARD_FILE,
+    RECORD_FILE,
+    Evidence,
+    Record,
+    SiblingRecord,
+    WithdrawnRecord,
+    decode_record,
+    read_record,
+)
+from hubtool.release import PATIENCE, Converted, Effort, Release, Watch, check_before, convert_sources, publish_folder
+
+RUNGS = ("integrity", "load", "smoke", "smoke-streamed")
+Rung = Literal["integrity", "load", "smoke", "smoke-streamed"]
+Validate = Callable[[Path, Sequence[Rung]], Sequence[Evidence]]
+"""Climbs rungs for a folder, writes the evidence into its record, and gives it."""
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the file, which may hold nothing unknown."""
+
+
+class Variant(_Strict, frozen=True):
+    """One conversion: its recipe, what it is published as if not by the pattern, and what its card notes."""
+
+    recipe: str
+    repo: str | None = None
+    notes: str = ""
+
+
+class CollectionTable(_Strict, frozen=True):
+    """A collection by its slug, or one that is made by its title."""
+
+    slug: str | None = None
+    title: str | None = None
+    description: str | None = None
+
+
+class CardTable(_Strict, frozen=True):
+    """How the cards are made."""
+
+    templates: str | None = None
+
+
+class _File(_Strict, frozen=True):
+    source: str
+    variant: tuple[Variant, ...]
+    repo: str | None = None
+    base_model: str | None = None
+    out: str | None = None
+    private: bool = True
+    public_after_verify: bool = False
+    revision: str = "main"
+    tag: str | None = None
+    validate: tuple[Rung, ...] = ()
+    collection: CollectionTable = CollectionTable()
+    card: CardTable = CardTable()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A variant with its names resolved."""
+
+    recipe: str
+    destination: hub.Destination
+    folder: Path
+    notes: str
+
+
+@dataclass(frozen=True)
+class ReleaseFile:
+    """What release.toml says, with every path made absolute.
+
+    Attributes:
+        path: The file.
+        source: A folder, or `org/name[@revision]`.
+        base_model: What the publisher says it is.
+        out: Where the folders of the variants lie.
+        variants: In the order of the file.
+        validate: Rungs that have to be passed before anything is published.
+        collection: Where to collect the repos.
+        templates: Templates that go before hubtool's.
+    """
+
+    path: Path
+    source: str
+    base_model: str | None
+    out: Path
+    variants: tuple[Planned, ...]
+    validate: tuple[Rung, ...]
+    collection: CollectionTable
+    templates: Path | None
+
+
+def load_release(path: Path) -> ReleaseFile:
+    """What a release.toml says.
+
+    Raises:
+        UsageError: It cannot be read, holds something unknown, or contradicts itself.
+    """
+    try:
+        file = msgspec.toml.decode(path.read_bytes(), type=_File)
+    except OSError as error:
+        raise UsageError("cannot be read", where=path, found=error.strerror, remedy="check the path") from error
+    except msgspec.DecodeError as error:
+        raise UsageError("not a release", where=path, found=str(error), remedy="mend the file") from error
+    beside = path.absolute().parent
+    out = beside / (file.out or path.stem)
+    variants = tuple(_resolve(each, file, beside, out, path) for each in file.variant)
+    repos = [each.destination.repo for each in variants]
+    if not variants or len(set(repos)) < len(repos) or len({each.folder for each in variants}) < len(variants):
+        raise UsageError(
+            "needs variants with a repo of its own each", where=path, found=", ".join(repos) or "none", remedy="mend it"
+        )
+    local = beside / file.source
+    templates = beside / file.card.templates if file.card.templates else None
+    return ReleaseFile(
+        path=path,
+        source=str(local) if local.is_dir() else file.source,
+        base_model=file.base_model,
+        out=out,
+        variants=variants,
+        validate=file.validate,
+        collection=file.collection,
+        templates=templates,
+    )
+
+
+def _resolve(variant: Variant, file: _File, beside: Path, out: Path, path: Path) -> Planned:
+    name = Path(variant.recipe).stem if variant.recipe.endswith(".toml") else variant.recipe
+    repo = (variant.repo or file.repo or "").replace("{recipe}", name)
+    if not is_repo_id(repo):
+        raise UsageError(
+            "no name that the Hub allows",
+            where=f"{path}: variant {name}",
+            found=repo or "none",
+            expected="ORG/NAME, of the variant or with {recipe} of the release",
+            remedy="mend `repo`",
+        )
+    local = beside / variant.recipe
+    return Planned(
+        recipe=str(local) if local.is_file() else variant.recipe,
+        destination=hub.Destination(
+            repo,
+            private=file.private,
+            revision=file.revision,
+            tag=file.tag,
+            public_after_verify=file.public_after_verify,
+        ),
+        folder=out / repo.rpartition("/")[2],
+        notes=variant.notes,
+    )
+
+
+def publish_release(
+    api: HfApi, release: ReleaseFile, effort: Effort, watch: Watch, validate: Validate | None = None
+) -> list[Release]:
+    """Convert all variants in one pass over the source, then publish each; what is done already is not done again.
+
+    Args:
+        api: The Hub.
+        release: What is wanted.
+        effort: How the conversion works.
+        watch: Told how it goes.
+        validate: Climbs the rungs that the release asks for.
+
+    Raises:
+        VerificationError: A rung that has to be passed was not.
+        HubtoolError: Any stage failed; what was done is kept, and the same call goes on.
+    """
+    converted = _convert(release, effort, watch)
+    for each in converted:
+        missing = _missing_rungs(each.folder, release.validate)
+        if missing and validate is not None:
+            _require_passed(each.folder, validate(each.folder, missing))
+    variants = [_sibling(planned, each.record) for planned, each in zip(release.variants, converted, strict=True)]
+    published = []
+    for planned, each in zip(release.variants, converted, strict=True):
+        repo = planned.destination.repo
+        others = [variant for variant in variants if variant.repo != repo]
+        wording = Wording(release.templates, planned.notes)
+        record = address(each.folder, _require_record(each.folder), repo, others, wording)
+        published.append(publish_folder(api, Converted(each.folder, record, each.fresh), planned.destination, watch))
+    _collect(hub.PatientHub(api, PATIENCE, watch.say), release)
+    return published
+
+
+def _convert(release: ReleaseFile, effort: Effort, watch: Watch) -> list[Converted]:
+    with closing(open_source(release.source, release.base_model, out=release.out)) as source:
+        for planned in release.variants:
+            check_before(source, planned.destination.repo, watch)
+        plans = plan_source(source, [planned.recipe for planned in release.variants])
+        targets = [Target(plan, each.folder) for plan, each in zip(plans, release.variants, strict=True)]
+        return convert_sources(source, targets, effort, watch)
+
+
+def _sibling(planned: Planned, record: Record) -> SiblingRecord:
+    return SiblingRecord(
+        repo=planned.destination.repo,
+        recipe=record.recipe.name,
+        nbytes=record.measured.nbytes,
+        effective_bits=record.measured.effective_bits,
+    )
+
+
+def _require_record(folder: Path) -> Record:
+    record = read_record(folder)
+    if record is None:
+        raise RecordError("no record", where=folder, expected=RECORD_FILE, remedy="run it again")
+    return record
+
+
+def _missing_rungs(folder: Path, wanted: Sequence[Rung]) -> Sequence[Rung]:
+    """The rungs of which the record has no evidence about these very files."""
+    record = _require_record(folder)
+    passed = {each.check for each in record.evidence if each.subject == record.subject and each.outcome == "passed"}
+    return [rung for rung in wanted if rung not in passed]
+
+
+def _require_passed(folder: Path, evidence: Sequence[Evidence]) -> None:
+    failed = [each for each in evidence if each.outcome != "passed"]
+    if failed:
+        raise VerificationError(
+            "a validation that the release asks for was not passed",
+            where=folder,
+            found="; ".join(f"{each.check}: {each.outcome}, {each.detail}" for each in failed),
+            remedy="see why, or take the rung out of `validate`",
+        )
+
+
+def _collect(target: hub.PatientHub, release: ReleaseFile) -> None:
+    """Add every repo to the collection, which is made if there is none of its title."""
+    wanted = release.collection
+    slug = wanted.slug
+    if slug is None and wanted.title is not None:
+        title, namespace = wanted.title, release.variants[0].destination.repo.partition("/")[0]
+        slug = target.attempt(
+            f"collection {title}",
+            lambda: (
+                target.api.create_collection(
+                    title, namespace=namespace, description=wanted.description, exists_ok=True
+                ).slug
+            ),
+        )
+    for planned in release.variants if slug else ():
+        assert slug is not None
+        hub.add_to_collection(target, slug, planned.destination.repo)
+
+
+@dataclass(frozen=True)
+class VariantStatus:
+    """How far a variant is.
+
+    Attributes:
+        recipe: Its recipe.
+        repo: Its repo.
+        converted: Whether its folder is finished.
+        published: The commit of the repo that has exactly the folder's files, None if there is none.
+        problems: What the repo lacks or has otherwise.
+        tagged: Whether the tag of the release names that commit.
+    """
+
+    recipe: str
+    repo: str
+    converted: bool
+    published: str | None
+    problems: tuple[str, ...]
+    tagged: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left."""
+        return self.published is not None and self.tagged
+
+
+def release_status(api: HfApi, release: ReleaseFile, watch: Watch) -> list[VariantStatus]:
+    """How far each variant is, by its folder and by what the Hub says.
+
+    Raises:
+        HubError: The Hub refused, or could not be reached.
+    """
+    target = hub.PatientHub(api, PATIENCE, watch.say)
+    return [_variant_status(target, planned) for planned in release.variants]
+
+
+def _variant_status(target: hub.PatientHub, planned: Planned) -> VariantStatus:
+    to, folder = planned.destination, planned.folder
+    record = read_record(folder) if folder.is_dir() else None
+    name = Path(planned.recipe).stem
+    if record is None:
+        return VariantStatus(name, to.repo, False, None, ("not converted",), False)
+    if record.repo is None:
+        return VariantStatus(name, to.repo, True, None, ("not published",), False)
+    try:
+        seen = hub.verify(target, to.repo, revision=to.revision, folder=folder)
+    except (VerificationError, HubError) as error:
+        return VariantStatus(name, to.repo, True, None, (str(error),), False)
+    if seen.problems:
+        return VariantStatus(name, to.repo, True, None, seen.problems, False)
+    tag = to.tag or hub.default_tag(record)
+    return VariantStatus(name, to.repo, True, seen.commit, (), hub.find_tag(target, to.repo, tag) == seen.commit)
+
+
+def withdraw(api: HfApi, repo: str, reason: str, new_version: str | None, watch: Watch) -> str:
+    """The commit by which card and record of a repo say that it should no longer be used; nothing is deleted.
+
+    Args:
+        api: The Hub.
+        repo: `org/name`.
+        reason: Why, in a sentence.
+        new_version: What takes its place.
+        watch: Told of waits.
+
+    Raises:
+        VerificationError: It is not hubtool's.
+        HubError: The Hub refused, or could not be reached.
+    """
+    target = hub.PatientHub(api, PATIENCE, watch.say)
+    head = target.attempt(repo, lambda: api.model_info(repo).sha)
+    assert head is not None
+    record = hub.read_hub_record(target, repo, head)
+    known = record.withdrawn
+    if known is not None and (known.reason, known.new_version) == (reason, new_version):
+        return head
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    withdrawn = WithdrawnRecord(reason=reason, date=date, new_version=new_version)
+    marked = msgspec.structs.replace(record, withdrawn=withdrawn)
+    card = (hub.read_hub_file(target, repo, head, CARD_FILE) or b"").decode()
+    pictures = [name for name in target.attempt(repo, lambda: api.list_repo_files(repo)) if name.startswith("assets/")]
+    documents = documents_of(marked, card, pictures)
+    assert decode_record(documents[RECORD_FILE]) == marked
+    message = f"Withdraw with hubtool {hubtool.__version__}"
+    return hub.commit_documents(target, repo, documents, head, message)

@@ -1,0 +1,182 @@
+"""Every failure at every stage: published exactly once and verified, or ended with a reason and a state to go on from.
+
+The table is the product of the stages that a path goes through and what may go wrong there. All of it goes through the
+real client, on both of its ways to send large files.
+"""
+
+import re
+from itertools import product
+
+import pytest
+
+from hubtool.errors import HubError
+from hubtool.hub import Destination
+from hubtool.rehearsal.faults import (
+    COMMIT_IN_PROGRESS,
+    COMMIT_LIMIT_REACHED,
+    EXPIRED_ADDRESS,
+    EXPIRED_TOKEN,
+    QUOTA_REACHED,
+    RATE_LIMITED,
+    RATE_WINDOW_FULL,
+    STALE_PARENT,
+    UNAVAILABLE,
+    Answer,
+    Effect,
+    Fault,
+)
+from tests.hub.conftest import PATHS, REPO, Publisher
+
+# huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+PUBLISHED = ["Publish mixed_3_6 with hubtool"]
+
+BEFORE = ("whoami", "info", "validate", "create")
+SENDING = {"lfs": ("preupload", "batch", "put", "verify"), "xet": ("preupload", "xet-token")}
+AFTER = ("commit", "tree", "resolve", "tag", "refs")
+
+OVERCOME: dict[str, tuple[Effect, Answer, int]] = {
+    "limited, Retry-After": ("answer", RATE_LIMITED, 2),
+    "limited, window full": ("answer", RATE_WINDOW_FULL, 2),
+    "unavailable": ("answer", UNAVAILABLE, 5),
+    "internal error": ("answer", Answer(500), 3),
+    "reset": ("reset", Answer(), 2),
+    "done, then reset": ("reset-after", Answer(), 1),
+    "done, then 500": ("answer-after", Answer(500), 1),
+}
+"""What happens, and how often."""
+
+STAGES = [(path, stage) for path in PATHS for stage in (*BEFORE, *SENDING[path], *AFTER)]
+TABLE = [(path, stage, name) for (path, stage), name in product(STAGES, OVERCOME)]
+
+
+def assert_published_once(publisher: Publisher) -> None:
+    """One commit after the Hub's own, verified; another run finds nothing to do."""
+    publisher.rehearsal.faults.clear()
+    assert [title.rpartition(" ")[0] for title in publisher.commits()] == PUBLISHED
+    again = publisher.publish()
+    assert (again.published.changed, again.verification.problems) == (False, ())
+    assert len(publisher.commits()) == 1
+
+
+@pytest.mark.parametrize(("path", "stage", "name"), TABLE, ids=["-".join(row) for row in TABLE])
+def test_what_may_be_repeated_ends_published_exactly_once(publisher: Publisher, stage: str, name: str) -> None:
+    effect, answer, times = OVERCOME[name]
+    fault = Fault(stage, effect, answer, times=times)
+    publisher.rehearsal.faults.add(fault)
+    release = publisher.publish()
+    assert fault.struck, "the fault never struck"
+    assert release.published.changed and release.verification.problems == ()
+    assert_published_once(publisher)
+
+
+@pytest.mark.parametrize("stage", ["batch", "put", "verify"])
+@pytest.mark.parametrize("path", ["lfs"])
+def test_what_the_stock_client_gives_up_is_tried_again_later(publisher: Publisher, stage: str) -> None:
+    publisher.rehearsal.faults.add(Fault(stage, answer=UNAVAILABLE, times=8))
+    publisher.publish()
+    assert publisher.waits == [5]
+    assert_published_once(publisher)
+
+
+SILENT = [(path, stage) for path, stage in STAGES if stage not in ("put",)] + [("lfs", "put")]
+
+
+@pytest.mark.parametrize(("path", "stage"), SILENT, ids=["-".join(row) for row in SILENT])
+def test_silence_is_not_waited_out(publisher: Publisher, stage: str) -> None:
+    fault = Fault(stage, "hang")
+    publisher.rehearsal.faults.add(fault)
+    assert publisher.publish().published.changed
+    assert fault.struck
+    assert_published_once(publisher)
+
+
+@pytest.mark.parametrize("nbytes", [0, 100_000, 2_000_000])
+@pytest.mark.parametrize("path", ["lfs"])
+def test_put_that_is_cut_off_in_the_middle_is_sent_again(publisher: Publisher, nbytes: int) -> None:
+    publisher.rehearsal.faults.add(Fault("put", "reset", nbytes=nbytes, times=8))
+    publisher.publish()
+    assert_published_once(publisher)
+
+
+@pytest.mark.parametrize("path", ["lfs"])
+def test_expired_address_is_asked_for_again(publisher: Publisher) -> None:
+    publisher.rehearsal.faults.add(Fault("put", answer=EXPIRED_ADDRESS, times=2))
+    publisher.publish()
+    assert publisher.rehearsal.faults.calls["put"] >= 3
+    assert_published_once(publisher)
+
+
+@pytest.mark.parametrize("answer", [COMMIT_IN_PROGRESS, COMMIT_LIMIT_REACHED], ids=["in progress", "limit"])
+def test_commit_that_has_to_wait_is_made_once(publisher: Publisher, answer: Answer) -> None:
+    publisher.rehearsal.faults.add(Fault("commit", answer=answer, times=3))
+    publisher.publish()
+    assert publisher.waits[:3] == [5, 15, 60]
+    assert_published_once(publisher)
+
+
+ENDS = {
+    "expired token": (EXPIRED_TOKEN, r"Invalid credentials.*log in"),
+    "quota": (QUOTA_REACHED, r"storage limit reached; free some private storage.*--public"),
+    "forbidden": (Answer(403, "You may not"), r"You may not; take a token that has this right"),
+}
+REFUSING = {"lfs": ("create", "preupload", "batch", "commit"), "xet": ("create", "preupload", "xet-token", "commit")}
+REFUSED = [(path, stage, name) for path in PATHS for stage in REFUSING[path] for name in ENDS]
+
+
+@pytest.mark.parametrize(("path", "stage", "name"), REFUSED, ids=["-".join(row) for row in REFUSED])
+def test_what_cannot_be_repeated_ends_with_its_reason_and_the_next_run_goes_on(
+    publisher: Publisher, stage: str, name: str
+) -> None:
+    answer, sentence = ENDS[name]
+    publisher.rehearsal.faults.add(Fault(stage, answer=answer))
+    with pytest.raises(HubError) as caught:
+        publisher.publish()
+    assert re.search(sentence, str(caught.value)), str(caught.value)
+    assert publisher.rehearsal.token not in str(caught.value)
+    assert publisher.waits == []
+    assert publisher.rehearsal.faults.calls[stage] == 1
+    assert publisher.publish().published.changed
+    assert_published_once(publisher)
+
+
+def test_commit_to_a_repo_that_has_changed_is_never_repeated(publisher: Publisher) -> None:
+    publisher.rehearsal.faults.add(Fault("commit", answer=STALE_PARENT))
+    with pytest.raises(HubError, match="someone else has committed meanwhile"):
+        publisher.publish()
+    assert publisher.rehearsal.faults.calls["commit"] == 1
+    publisher.publish()
+    assert_published_once(publisher)
+
+
+def test_patience_ends_and_the_next_run_sends_nothing_twice(publisher: Publisher) -> None:
+    publisher.rehearsal.faults.add(Fault("commit", answer=UNAVAILABLE, times=1000))
+    with pytest.raises(HubError, match="Service Unavailable.*run it again"):
+        publisher.publish()
+    assert publisher.waits == [5, 15, 60, 180, 300]
+    assert publisher.commits() == []
+    publisher.rehearsal.faults.clear()
+    publisher.publish()
+    calls = publisher.rehearsal.faults.calls
+    assert (calls["put"], calls["xet-token"]) == (0, 0), "what had been sent was asked for, not sent again"
+    assert_published_once(publisher)
+
+
+def test_wait_that_the_hub_asks_for_beyond_reason_ends_the_run(publisher: Publisher) -> None:
+    answer = Answer(429, "Come back tomorrow", {"Retry-After": "86400"})
+    publisher.rehearsal.faults.add(Fault("commit", answer=answer))
+    with pytest.raises(HubError, match="Come back tomorrow; wait, then run it again"):
+        publisher.publish()
+    assert publisher.waits == []
+
+
+def test_quota_that_is_really_reached_is_told_and_a_public_repo_is_the_way_out(publisher: Publisher) -> None:
+    accounts = publisher.rehearsal.accounts
+    accounts.add_user("someone", private_quota=1_000_000)
+    with pytest.raises(HubError, match="storage limit reached"):
+        publisher.publish()
+    assert publisher.commits() == []
+    publisher.api.update_repo_settings(REPO, private=False)
+    publisher.publish(Destination(REPO, private=False))
+    assert_published_once(publisher)

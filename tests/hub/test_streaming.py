@@ -1,0 +1,193 @@
+"""Shards that are sent while they are made: the same bytes as converted ones, and none of them on this disk."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hubtool.convert import Target
+from hubtool.errors import HubError
+from hubtool.hub import Blob, Blobs, Destination, Patience, PatientHub, State
+from hubtool.hub.patience import TransferError
+from hubtool.plan import Plan, make_plan
+from hubtool.record import read_record
+from hubtool.rehearsal.faults import UNAVAILABLE, Answer, Fault
+from hubtool.release import Effort, Release, convert_sources, open_source, plan_source
+from hubtool.source import Source
+from hubtool.streaming import Streaming
+from tests.checkpoints import file_bytes
+from tests.fixtures import QUIET, CommandLine, Samples
+from tests.hub.conftest import REPO, Publisher
+
+# huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@dataclass
+class DiskWatch:
+    """Looks at every step which shards lie under a folder, and how many bytes all files there have."""
+
+    folder: Path
+    shards: set[str] = field(default_factory=set)
+    most_nbytes: int = 0
+    told: int = 0
+
+    def say(self, text: str) -> None:
+        """Nobody listens."""
+
+    @contextmanager
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Callable[[int, str], None]]:
+        """A stage at each step of which the disk is looked at."""
+
+        def advance(nbytes: int, label: str) -> None:
+            files = [path for path in self.folder.rglob("*") if path.is_file()]
+            self.shards |= {path.name for path in files if path.name.endswith(".safetensors")}
+            self.most_nbytes = max(self.most_nbytes, sum(path.stat().st_size for path in files))
+            self.told += nbytes if name == "stream" else 0
+
+        yield advance
+
+
+@dataclass
+class Stream:
+    """One streamed release in several shards."""
+
+    publisher: Publisher
+    source: Source
+    plan: Plan
+    folder: Path
+    watch: DiskWatch
+
+    def publish(self) -> Release:
+        """Stream it, without really waiting."""
+        return Streaming(
+            self.publisher.api,
+            self.source,
+            Target(self.plan, self.folder),
+            Destination(REPO),
+            self.watch,
+            Effort(),
+            Patience(sleep=self.publisher.waits.append),
+        ).publish()
+
+
+@pytest.fixture
+def stream(publisher: Publisher, sample: Samples, tmp_path: Path) -> Stream:
+    """A plan in several shards, in which a module's tensors lie in two of them."""
+    source = open_source(str(sample("mini")), "someone/DeepSeek-V4-sample")
+    (whole,) = plan_source(source, ["mixed_3_6"])
+    plans = [make_plan(whole.model, whole.recipe, whole.nbytes // parts) for parts in range(4, 40)]
+    plan = next(plan for plan in plans if _splits_a_module(plan))
+    folder = tmp_path / "streamed"
+    return Stream(publisher, source, plan, folder, DiskWatch(folder))
+
+
+def _splits_a_module(plan: Plan) -> bool:
+    return any(len({output.shard for output in step.outputs}) > 1 for step in plan.steps)
+
+
+def shard_hashes(publisher: Publisher) -> dict[str, str]:
+    tree = publisher.api.list_repo_tree(REPO)
+    return {file.path: file.lfs.sha256 for file in tree if file.path.endswith(".safetensors")}  # type: ignore[union-attr]
+
+
+def test_streamed_bytes_are_the_converted_ones_and_never_lie_on_the_disk(stream: Stream, tmp_path: Path) -> None:
+    release = stream.publish()
+    (converted,) = convert_sources(stream.source, [Target(stream.plan, tmp_path / "converted")], Effort(), QUIET)
+    expected = {name: sha256 for name, sha256 in file_bytes(converted.folder).items() if name.endswith(".safetensors")}
+    assert shard_hashes(stream.publisher) == expected
+    assert release.converted.record.weight_error == converted.record.weight_error
+    assert release.converted.record.measured == converted.record.measured
+    assert stream.watch.told == stream.plan.disk_nbytes
+    one = max(shard.nbytes for shard in stream.plan.shards)
+    if stream.publisher.path == "xet":
+        assert stream.watch.shards == set()
+    assert stream.watch.most_nbytes < one + 1_000_000
+    assert list(stream.folder.rglob("*.safetensors")) == []
+    assert len(stream.publisher.commits()) == 1
+
+
+def test_card_says_what_streaming_leaves_unvalidated(stream: Stream) -> None:
+    stream.publish()
+    card = (stream.folder / "README.md").read_text()
+    assert "no value was read back" in card
+    record = read_record(stream.folder)
+    assert record is not None
+    assert [(each.check, each.outcome) for each in record.evidence] == [("integrity", "not_run")]
+
+
+def test_restart_makes_and_sends_only_what_was_not_sent(stream: Stream) -> None:
+    faults = stream.publisher.rehearsal.faults
+    stage = {"xet": "xet-token", "lfs": "put"}[stream.publisher.path]
+    faults.add(Fault(stage, answer=Answer(400, "Cut"), skip=2))
+    with pytest.raises(HubError, match="Cut"):
+        stream.publish()
+    assert stream.publisher.commits() == []
+    done = sum(shard.nbytes for shard in stream.plan.shards[:2])
+    stream.watch.told = 0
+    faults.clear()
+    stream.publish()
+    if stream.publisher.path == "xet":
+        assert stream.watch.told == stream.plan.disk_nbytes - done
+    assert faults.calls[stage] >= len(stream.plan.shards) - 2
+    record = read_record(stream.folder)
+    assert record is not None and record.weight_error is not None
+    quantized = [step.parameter.path for step in stream.plan.steps if step.how == "quantize"]
+    assert set(record.weight_error.tensors) == set(quantized)
+    assert len(stream.publisher.commits()) == 1
+
+
+def test_streaming_again_changes_nothing(stream: Stream) -> None:
+    first = stream.publish()
+    stream.publisher.rehearsal.faults.clear()
+    again = stream.publish()
+    assert (again.published.changed, again.published.commit) == (False, first.published.commit)
+    calls = stream.publisher.rehearsal.faults.calls
+    assert (calls["xet-token"], calls["put"], calls["commit"]) == (0, 0, 0)
+
+
+def test_shard_whose_sending_broke_off_is_made_again(stream: Stream) -> None:
+    stage, times = {"xet": ("xet-token", 4), "lfs": ("batch", 8)}[stream.publisher.path]
+    stream.publisher.rehearsal.faults.add(
+        Fault(stage, answer=UNAVAILABLE, times=times), Fault("commit", "reset-after"), Fault("preupload", "reset")
+    )
+    stream.publish()
+    assert len(stream.publisher.commits()) == 1
+    assert not stream.publish().published.changed
+
+
+@pytest.mark.parametrize("path", ["xet"])
+def test_stream_that_breaks_in_the_middle_is_sent_again_from_its_start(publisher: Publisher, tmp_path: Path) -> None:
+    """As hf_xet breaks off: what was written before is not registered, and the bytes are asked for again."""
+    publisher.api.create_repo(REPO)
+    content = os.urandom(3_000_000)
+    tries: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        tries.append(len(tries))
+        for start in range(0, len(content), 100_000):
+            if len(tries) < 3 and start > 1_000_000:
+                raise TransferError("cut", repeatable=True)
+            yield content[start : start + 100_000]
+
+    hub = PatientHub(publisher.api, Patience(sleep=publisher.waits.append))
+    state = State(tmp_path / "out", publisher.rehearsal.endpoint, REPO)
+    blob = Blobs(hub, REPO, "main", state).send_stream("a.safetensors", chunks)
+    assert (tries, publisher.waits) == ([0, 1, 2], [5, 15])
+    assert blob == Blob(hashlib.sha256(content).hexdigest(), len(content))
+    assert Blobs(hub, REPO, "main", state).held() == {"a.safetensors": blob}
+
+
+def test_publish_command_streams_to_a_rehearsal_that_discards(
+    sample: Samples, hubtool: CommandLine, tmp_path: Path, stock_client: None
+) -> None:
+    arguments = ("publish", sample("mini"), "--recipe", "native", "--to", REPO, "--out", tmp_path / "out", "--stream")
+    done = hubtool(*arguments, "--rehearse", "--rehearsal-discard", "--json")
+    assert done.code == 0, done.stderr
+    assert (done.document["verified"], done.document["changed"]) == (True, True)
+    kept = sum(path.stat().st_size for path in (tmp_path / "rehearsal" / "blobs").rglob("*") if path.is_file())
+    assert kept < done.document["nbytes"] / 3

@@ -1,0 +1,193 @@
+"""The places that a release goes to: new and existing repos, branches, pull requests, visibility, collections."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from hubtool.errors import HubError, UsageError
+from hubtool.http import make_api
+from hubtool.hub import Destination
+from hubtool.rehearsal.faults import Answer, Fault
+from tests.checkpoints import edit_json, file_bytes
+from tests.fixtures import CommandLine
+from tests.hub.conftest import REPO, Publisher
+
+# huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+PR = Destination(REPO, pull_request=True)
+
+
+@pytest.fixture
+def path() -> str:
+    """What happens to files before the commit is the same for every target: tests/hub/test_faults.py has both ways."""
+    return "xet"
+
+
+@pytest.fixture
+def endpoint(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rehearsal Hub as the one that the environment names."""
+    monkeypatch.setenv("HF_ENDPOINT", publisher.rehearsal.endpoint)
+    monkeypatch.setenv("HF_TOKEN", publisher.rehearsal.token)
+
+
+def files_at(publisher: Publisher, revision: str = "main") -> set[str]:
+    return set(publisher.api.list_repo_files(REPO, revision=revision)) - {".gitattributes"}
+
+
+def ann(publisher: Publisher) -> HfApi:
+    """Someone who may read the repo and propose changes to it."""
+    publisher.rehearsal.accounts.add_user("ann")
+    token = publisher.rehearsal.accounts.add_token("ann", "write")
+    return make_api(publisher.rehearsal.endpoint, token)
+
+
+def edit_card(folder: Path, remark: str) -> None:
+    """Write something where the publisher may."""
+    card, mark = folder / "README.md", "<!-- hubtool:prose notes -->\n"
+    assert mark in card.read_text()
+    card.write_text(card.read_text().replace(mark, f"{mark}{remark}\n"))
+
+
+def test_new_repo_is_private_unless_it_is_to_be_public(publisher: Publisher) -> None:
+    publisher.publish()
+    assert publisher.api.model_info(REPO).private
+    publisher.publish(Destination("someone/open", private=False))
+    assert not publisher.api.model_info("someone/open").private
+
+
+def test_repo_becomes_public_only_when_it_is_verified(publisher: Publisher) -> None:
+    to = Destination(REPO, public_after_verify=True)
+    publisher.rehearsal.faults.add(Fault("resolve", answer=Answer(403, "No"), times=100))
+    with pytest.raises(HubError, match="No"):
+        publisher.publish(to)
+    assert publisher.api.model_info(REPO).private and publisher.commits()
+    publisher.rehearsal.faults.clear()
+    publisher.publish(to)
+    assert not publisher.api.model_info(REPO).private
+
+
+def test_foreign_files_stay_and_are_named(publisher: Publisher) -> None:
+    publisher.api.create_repo(REPO)
+    foreign = {"paper.pdf": b"%PDF", "README.md": b"---\nlicense: mit\n---\nMine", "old.safetensors": b"12345678"}
+    publisher.api.create_commit(REPO, [CommitOperationAdd(*item) for item in foreign.items()], commit_message="Mine")
+    release = publisher.publish()
+    assert (release.published.foreign, release.published.deleted) == (("old.safetensors", "paper.pdf"), ())
+    assert files_at(publisher) == {*file_bytes(publisher.folder), "old.safetensors", "paper.pdf"}
+    assert Path(publisher.api.hf_hub_download(REPO, "README.md")).read_bytes() != foreign["README.md"]
+
+
+def test_files_of_an_earlier_release_go_in_the_same_commit(publisher: Publisher) -> None:
+    publisher.publish()
+    earlier = publisher.folder / "hubtool.json"
+    gone = {"name": "model-00009-of-00009.safetensors", "sha256": "0" * 64, "nbytes": 8}
+    edit_json(earlier, lambda record: record["files"].append(gone))
+    additions = [CommitOperationAdd("hubtool.json", earlier), CommitOperationAdd(str(gone["name"]), b"12345678")]
+    additions += [CommitOperationAdd("assets/bits.png", b"\x89PNG"), CommitOperationAdd("notes.txt", b"mine")]
+    publisher.api.create_commit(REPO, additions, commit_message="As an earlier hubtool had left it")
+    edit_json(earlier, lambda record: record["files"].remove(gone))
+    release = publisher.publish()
+    assert release.published.deleted == ("assets/bits.png", str(gone["name"]))
+    assert release.published.foreign == ("notes.txt",)
+    assert len(publisher.commits()) == 3
+    assert files_at(publisher) == {*file_bytes(publisher.folder), "notes.txt"}
+
+
+def test_branch_is_made_and_main_stays(publisher: Publisher) -> None:
+    to = Destination(REPO, revision="next")
+    release = publisher.publish(to)
+    assert files_at(publisher) == set()
+    assert files_at(publisher, "next") == set(file_bytes(publisher.folder))
+    assert not publisher.publish(to).published.changed
+    assert release.tag is not None
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["answered", "answer lost"])
+def test_pull_request_is_opened_once_by_who_may_only_propose(publisher: Publisher, lost: bool) -> None:
+    publisher.api.create_repo(REPO, private=False)
+    other = ann(publisher)
+    if lost:
+        publisher.rehearsal.faults.add(Fault("discussions", "reset-after", skip=1))
+    release = publisher.publish(PR, other)
+    assert (release.published.pull_request, release.tag) == (1, None)
+    assert files_at(publisher) == set()
+    assert files_at(publisher, "refs/pr/1") == set(file_bytes(publisher.folder))
+    (opened,) = publisher.api.get_repo_discussions(REPO)
+    assert (opened.status, opened.author, opened.is_pull_request) == ("open", "ann", True)
+    publisher.api.merge_pull_request(REPO, 1)
+    assert files_at(publisher) == set(file_bytes(publisher.folder))
+
+
+@pytest.mark.parametrize("state", ["kept", "lost"])
+def test_pull_request_is_gone_on_with_after_a_failure(publisher: Publisher, state: str) -> None:
+    publisher.api.create_repo(REPO, private=False)
+    other = ann(publisher)
+    publisher.rehearsal.faults.add(Fault("commit", answer=Answer(403, "Not now")))
+    with pytest.raises(HubError, match="Not now"):
+        publisher.publish(PR, other)
+    if state == "lost":
+        for path in (publisher.folder / ".hubtool" / "hub").iterdir():
+            path.unlink()
+    assert publisher.publish(PR, other).published.changed
+    assert not publisher.publish(PR, other).published.changed
+    assert len(list(publisher.api.get_repo_discussions(REPO))) == 1
+    assert len(publisher.commits("refs/pr/1")) == 1
+
+
+def test_merged_pull_request_is_not_opened_again(publisher: Publisher) -> None:
+    publisher.api.create_repo(REPO)
+    publisher.publish(PR)
+    publisher.api.merge_pull_request(REPO, 1)
+    again = publisher.publish(PR)
+    assert not again.published.changed
+    assert len(list(publisher.api.get_repo_discussions(REPO))) == 1
+
+
+def test_closed_pull_request_is_told(publisher: Publisher) -> None:
+    publisher.api.create_repo(REPO)
+    publisher.publish(PR)
+    publisher.api.change_discussion_status(REPO, 1, "closed")
+    with pytest.raises(HubError, match="#1: the pull request was closed; reopen it"):
+        publisher.publish(PR)
+    assert len(list(publisher.api.get_repo_discussions(REPO))) == 1
+
+
+def test_pull_request_to_a_repo_that_is_not_there_is_refused(publisher: Publisher) -> None:
+    with pytest.raises(HubError, match="no such repo"):
+        publisher.publish(PR)
+    with pytest.raises(RepositoryNotFoundError):
+        publisher.api.model_info(REPO)
+
+
+def test_pull_request_has_no_tag_and_no_branch() -> None:
+    with pytest.raises(UsageError, match="--pr"):
+        Destination(REPO, pull_request=True, tag="v1")
+
+
+def test_repo_is_added_to_the_collection_once(publisher: Publisher) -> None:
+    slug = publisher.api.create_collection("V4", namespace="someone").slug
+    for _ in range(2):
+        publisher.publish(Destination(REPO, collection=slug))
+    assert [item.item_id for item in publisher.api.get_collection(slug).items] == [REPO]
+
+
+def test_dry_run_says_what_would_be_done_and_does_nothing(
+    publisher: Publisher, endpoint: None, hubtool: CommandLine
+) -> None:
+    told = hubtool("upload", publisher.folder, "--to", REPO, "--dry-run", "--json")
+    assert (told.code, told.document["exists"], told.document["head"]) == (0, False, None)
+    assert set(told.document["send"]) == set(file_bytes(publisher.folder))
+    assert not publisher.api.repo_exists(REPO)
+    text = hubtool("upload", publisher.folder, "--to", REPO, "--revision", "next", "--dry-run").stdout
+    assert f"{REPO}, branch next (to be made, private)" in text and "nothing was written" in text
+
+
+def test_upload_command_tells_tag_and_pull_request(publisher: Publisher, endpoint: None, hubtool: CommandLine) -> None:
+    first = hubtool("upload", publisher.folder, "--to", REPO, "--tag", "v1", "--public", "--json")
+    assert (first.code, first.document["tag"], first.document["verified"]) == (0, "v1", True)
+    assert not publisher.api.model_info(REPO).private
+    edit_card(publisher.folder, "A remark.")
+    second = hubtool("upload", publisher.folder, "--to", REPO, "--pr", "--json")
+    assert (second.code, second.document["pull_request"]) == (0, 1), second.stderr

@@ -1,0 +1,98 @@
+"""Verifying a repo from nothing but the Hub: hashes, headers, config, index and card."""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import CommitOperationAdd
+
+from tests.fixtures import CommandLine
+from tests.hub.conftest import REPO, Publisher
+
+# huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def path() -> str:
+    """By which way files came makes no difference here."""
+    return "lfs"
+
+
+@pytest.fixture
+def published(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> Publisher:
+    """A published repo, whose folder is then gone."""
+    monkeypatch.setenv("HF_ENDPOINT", publisher.rehearsal.endpoint)
+    monkeypatch.setenv("HF_TOKEN", publisher.rehearsal.token)
+    publisher.publish()
+    publisher.rehearsal.faults.clear()
+    return publisher
+
+
+def replace(publisher: Publisher, name: str, content: bytes) -> None:
+    """Put another file into the repo, and let the record say that it belongs there."""
+    path = Path(publisher.api.hf_hub_download(REPO, "hubtool.json"))
+    record: dict[str, Any] = json.loads(path.read_bytes())
+    digest = hashlib.sha256(content).hexdigest()
+    for entry in record["files"]:
+        if entry["name"] == name:
+            entry |= {"sha256": digest, "nbytes": len(content)}
+    operations = [CommitOperationAdd(name, content), CommitOperationAdd("hubtool.json", json.dumps(record).encode())]
+    publisher.api.create_commit(REPO, operations, commit_message="Change")
+
+
+def problems(hubtool: CommandLine) -> list[str]:
+    outcome = hubtool("verify", REPO, "--json")
+    assert outcome.code == (1 if outcome.document["problems"] else 0)
+    return list(outcome.document["problems"])
+
+
+def test_published_repo_is_verified_without_its_folder_or_its_weights(
+    published: Publisher, hubtool: CommandLine
+) -> None:
+    shard = next(published.folder.glob("*.safetensors"))
+    assert problems(hubtool) == []
+    sent = published.rehearsal.faults.calls
+    assert sent["put"] == 0 and shard.stat().st_size > 2_000_000
+
+
+def test_config_that_contradicts_the_headers_is_found(published: Publisher, hubtool: CommandLine) -> None:
+    config = json.loads((published.folder / "config.json").read_bytes())
+    module = next(name for name, entry in config["quantization"].items() if isinstance(entry, dict))
+    config["quantization"][module]["group_size"] *= 2
+    replace(published, "config.json", json.dumps(config).encode())
+    assert any(module in problem for problem in problems(hubtool))
+
+
+def test_index_that_contradicts_the_headers_is_found(published: Publisher, hubtool: CommandLine) -> None:
+    index = json.loads((published.folder / "model.safetensors.index.json").read_bytes())
+    gone = index["weight_map"].popitem()[0]
+    replace(published, "model.safetensors.index.json", json.dumps(index).encode())
+    assert any(gone in problem for problem in problems(hubtool))
+
+
+def test_header_that_contradicts_the_index_is_found(published: Publisher, hubtool: CommandLine) -> None:
+    shard = next(published.folder.glob("*.safetensors"))
+    content = shard.read_bytes()
+    (length,) = struct.unpack_from("<Q", content)
+    header = content[8 : 8 + length].replace(b'"lm_head.', b'"xx_head.')
+    replace(published, shard.name, content[:8] + header + content[8 + length :])
+    assert any("lm_head" in problem or "xx_head" in problem for problem in problems(hubtool))
+
+
+def test_card_that_says_another_figure_is_found(published: Publisher, hubtool: CommandLine) -> None:
+    card = (published.folder / "README.md").read_text()
+    figure = f"{published.record.measured.nbytes:,}"
+    assert figure in card
+    content = card.replace(figure, "1,234").encode()
+    published.api.create_commit(REPO, [CommitOperationAdd("README.md", content)], commit_message="Boast")
+    assert any("README.md" in problem for problem in problems(hubtool))
+
+
+def test_pull_request_and_tag_are_verified_by_their_names(published: Publisher, hubtool: CommandLine) -> None:
+    (tag,) = published.api.list_repo_refs(REPO).tags
+    assert hubtool("verify", REPO, "--revision", tag.name).code == 0
+    assert hubtool("verify", REPO, published.folder).code == 0
