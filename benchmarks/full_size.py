@@ -32,6 +32,7 @@ from hubtool.cli.console import Console
 from hubtool.convert import Target
 from hubtool.http import make_api
 from hubtool.hub import Destination
+from hubtool.plan import SHARD_NBYTES, make_plan
 from hubtool.release import Effort, plan_source
 from hubtool.sample import FLASH, published_shards, tokenizer_files, write_documents
 from hubtool.sample.shapes import SampleShape
@@ -192,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=FLASH.num_hidden_layers, help="How many of the 43.")
     parser.add_argument("--recipe", default="mixed_3_6")
+    parser.add_argument("--shard-gib", type=int, default=SHARD_NBYTES >> 30)
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     ratios = (*FLASH.compress_ratios[: options.layers], *FLASH.compress_ratios[FLASH.num_hidden_layers :])
@@ -200,7 +202,8 @@ def main() -> None:
         work = Path(folder)
         (work / "source").mkdir()
         source = SyntheticSource(work / "source", shape)
-        (plan,) = plan_source(source, [options.recipe])
+        (whole,) = plan_source(source, [options.recipe])
+        plan = make_plan(whole.model, whole.recipe, options.shard_gib << 30)
         print(f"{plan.nbytes:,} bytes of tensors in {len(plan.shards)} shards, {plan.effective_bits:.3f} bits")
         begun = time.monotonic()
         with rehearsal(work / "hub") as (endpoint, token), Most(work) as disk:

@@ -18,16 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
-from hubtool.cli.console import Console
-from hubtool.record import RECORD_FILE, read_record
-from hubtool.release import convert_source, open_source, plan_source
-from hubtool.sample import TINY, write_sample
-from hubtool.tensors import TensorSpec, encode_header
-
 ROOT = Path(__file__).resolve().parent.parent
 REPO = "rehearsal/shard"
+OUT = "out"
 GIB = 1 << 30
 BLOCK_NBYTES = 1 << 26
 
@@ -41,11 +34,19 @@ api.create_commit(sys.argv[2], [CommitOperationAdd(os.path.basename(path), path)
 """
 
 
-def finished_folder(work: Path, nbytes: int) -> Path:
+def finished_folder(work: Path, nbytes: int) -> None:
     """A finished folder whose one shard is replaced by one of `nbytes` random bytes, and recorded so."""
+    import numpy as np
+
+    from hubtool.cli.console import Console
+    from hubtool.record import RECORD_FILE, read_record
+    from hubtool.release import convert_source, open_source, plan_source
+    from hubtool.sample import TINY, write_sample
+    from hubtool.tensors import TensorSpec, encode_header
+
     source = open_source(str(write_sample(work / "source", TINY)), "someone/DeepSeek-V4-sample")
     (plan,) = plan_source(source, ["native"])
-    folder = work / "out"
+    folder = work / OUT
     convert_source(source, plan, folder, 2, Console(quiet=True))
     (shard,) = folder.glob("*.safetensors")
     digest, random = hashlib.sha256(), np.random.default_rng(0)
@@ -61,14 +62,13 @@ def finished_folder(work: Path, nbytes: int) -> Path:
             entry |= {"sha256": digest.hexdigest(), "nbytes": shard.stat().st_size}
     (folder / RECORD_FILE).write_text(json.dumps(record))
     assert read_record(folder) is not None
-    return folder
 
 
 @contextmanager
 def rehearsal(data: Path) -> Iterator[dict[str, str]]:
     """The environment of a rehearsal Hub that discards, in a process of its own."""
     command = [sys.executable, "-m", "hubtool", "rehearse", "--discard", "--port", "0", "--data", str(data), "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     text = ""
@@ -96,12 +96,20 @@ def peak(command: list[str], environment: dict[str, str], path: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=int, default=5)
+    parser.add_argument("--by", choices=["xet", "lfs"], action="append", help="Both by default.")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make:
+        finished_folder(options.make, options.gib * GIB)
+        return
     with tempfile.TemporaryDirectory(prefix="upload-memory-") as name:
         work = Path(name)
-        folder = finished_folder(work, options.gib * GIB)
+        # Elsewhere: a process begins with the peak of the one that started it.
+        make = [sys.executable, __file__, "--gib", str(options.gib), "--make", name]
+        subprocess.run(make, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        folder = work / OUT
         (shard,) = folder.glob("*.safetensors")
-        for path in ("xet", "lfs"):
+        for path in options.by or ("xet", "lfs"):
             peaks = []
             for who, command in {
                 "stock": ["-c", STOCK, str(shard), REPO],

@@ -50,7 +50,17 @@ from hubtool.record import (
     decode_record,
     read_record,
 )
-from hubtool.release import PATIENCE, Converted, Effort, Release, Watch, check_before, convert_sources, publish_folder
+from hubtool.release import (
+    PATIENCE,
+    Converted,
+    Effort,
+    Release,
+    Watch,
+    check_before,
+    convert_sources,
+    foresee,
+    publish_folder,
+)
 
 RUNGS = ("integrity", "load", "smoke", "smoke-streamed")
 Rung = Literal["integrity", "load", "smoke", "smoke-streamed"]
@@ -210,7 +220,7 @@ def publish_release(
         VerificationError: A rung that has to be passed was not.
         HubtoolError: Any stage failed; what was done is kept, and the same call goes on.
     """
-    converted = _convert(release, effort, watch)
+    converted = _convert(api, release, effort, watch)
     for each in converted:
         missing = _missing_rungs(each.folder, release.validate)
         if missing and validate is not None:
@@ -227,11 +237,13 @@ def publish_release(
     return published
 
 
-def _convert(release: ReleaseFile, effort: Effort, watch: Watch) -> list[Converted]:
+def _convert(api: HfApi, release: ReleaseFile, effort: Effort, watch: Watch) -> list[Converted]:
     with closing(open_source(release.source, release.base_model, out=release.out)) as source:
         for planned in release.variants:
             check_before(source, planned.destination.repo, watch)
         plans = plan_source(source, [planned.recipe for planned in release.variants])
+        for plan, each in zip(plans, release.variants, strict=True):
+            foresee(api, plan, each.folder, each.destination, watch)
         targets = [Target(plan, each.folder) for plan, each in zip(plans, release.variants, strict=True)]
         return convert_sources(source, targets, effort, watch)
 

@@ -18,6 +18,7 @@ def sign(folder: Path, record: Record, private_key: Path) -> Path:
     Raises:
         UsageError: The extra `sign` is not installed, or the key cannot be used.
     """
+    folder = folder.resolve()
     signing = _library("model_signing.signing")
     path = folder / SIGNATURE_FILE
     try:
@@ -35,6 +36,7 @@ def verify_signature(folder: Path, record: Record, public_key: Path) -> None:
         UsageError: The extra `sign` is not installed, or the key cannot be used.
         VerificationError: There is no signature, it was made with another key, or a file is another.
     """
+    folder = folder.resolve()
     verifying = _library("model_signing.verifying")
     path = folder / SIGNATURE_FILE
     if not path.is_file():

@@ -148,9 +148,12 @@ class Streaming:
         if not left:
             self.watch.say(f"{self.to.repo} has every shard already: nothing to send")
             return sent
-        maker = ShardMaker(self.source, plan, self.effort, self._state_dir)
-        self.source.prepare(maker.files_of(left))
-        with self.watch.stage("stream", sum(plan.shards[index].nbytes for index in left)) as advance:
+        total = sum(plan.shards[index].nbytes for index in left)
+        with (
+            ShardMaker(self.source, plan, self.effort, self._state_dir) as maker,
+            self.watch.stage("stream", total) as advance,
+        ):
+            self.source.prepare(maker.files_of(left))
             try:
                 for index in left:
                     sent[plan.shards[index].file] = self._send_shard(maker, index, blobs, advance)
@@ -259,7 +262,7 @@ def planned_header(shard: Shard) -> Header:
 
 
 class ShardMaker:
-    """Makes the bytes of shards in file order.
+    """Makes the bytes of shards in file order, with the threads of one `with`.
 
     Args:
         source: The checkpoint.
@@ -283,6 +286,13 @@ class ShardMaker:
             for index in range(len(plan.shards))
         ]
         self._needs: Counter[str] = Counter()
+        self._makers = ThreadPoolExecutor(self._jobs, "hubtool-make")
+
+    def __enter__(self) -> "ShardMaker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._makers.shutdown(cancel_futures=True)
 
     def files_of(self, shards: Sequence[int]) -> list[str]:
         """The files of the source that these shards are made of, in the order of need; they are held until released."""
@@ -305,16 +315,10 @@ class ShardMaker:
         """The bytes of a shard in file order, each with the errors of pieces that were measured with it."""
         shard = self._plan.shards[index]
         yield shard.header, {}
-        with ThreadPoolExecutor(self._jobs, "hubtool-make") as makers:
-            try:
-                for step in self._steps[index]:
-                    yield from self._step_chunks(makers, index, step)
-            finally:
-                makers.shutdown(cancel_futures=True)
+        for step in self._steps[index]:
+            yield from self._step_chunks(index, step)
 
-    def _step_chunks(
-        self, makers: ThreadPoolExecutor, index: int, number: int
-    ) -> Iterator[tuple[bytes, Mapping[int, ErrorSums]]]:
+    def _step_chunks(self, index: int, number: int) -> Iterator[tuple[bytes, Mapping[int, ErrorSums]]]:
         """The outputs of a step that lie in a shard: the first straight on, the others spooled until it is whole."""
         step = self._plan.steps[number]
         first, *others = [at for at, output in enumerate(step.outputs) if output.shard == index]
@@ -322,7 +326,7 @@ class ShardMaker:
         try:
             for at in others:
                 spools[at] = tempfile.TemporaryFile(dir=self._spool)
-            for piece, arrays, error in self._made(makers, number, [first, *others]):
+            for piece, arrays, error in self._made(number, [first, *others]):
                 for at, spool in spools.items():
                     with writing(self._spool):
                         spool.write(arrays[at])
@@ -335,13 +339,11 @@ class ShardMaker:
             for spool in spools.values():
                 spool.close()
 
-    def _made(
-        self, makers: ThreadPoolExecutor, number: int, wanted: Sequence[int]
-    ) -> Iterator[tuple[int, Mapping[int, bytes], ErrorSums | None]]:
+    def _made(self, number: int, wanted: Sequence[int]) -> Iterator[tuple[int, Mapping[int, bytes], ErrorSums | None]]:
         """Number, wanted outputs and error of the pieces of a step, in order; two a job are begun at any time."""
         waiting: deque[tuple[int, Future[tuple[Mapping[int, bytes], ErrorSums | None]]]] = deque()
         for piece_number, piece in self._pieces[number]:
-            waiting.append((piece_number, makers.submit(self._make, piece, wanted)))
+            waiting.append((piece_number, self._makers.submit(self._make, piece, wanted)))
             if len(waiting) >= 2 * self._jobs:
                 done, future = waiting.popleft()
                 yield done, *future.result()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hubtool.errors import RecordError
-from hubtool.record import decode_record, encode_record, is_derived, read_record
+from hubtool.record import decode_record, encode_record, read_record
 from hubtool.resources import recipes_dir
 from tests.checkpoints import copied, edit_json, file_bytes
 from tests.fixtures import CommandLine, Conversions, Samples

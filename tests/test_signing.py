@@ -50,6 +50,15 @@ def test_a_signature_holds_through_a_new_card(signed: tuple[Path, Record], keys:
     verify_signature(folder, record, keys[1])
 
 
+def test_a_signature_holds_for_a_folder_named_from_where_one_stands(
+    signed: tuple[Path, Record], keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, record = signed
+    monkeypatch.chdir(folder.parent)
+    verify_signature(Path(folder.name), record, keys[1])
+    assert (folder / "model.sig").is_file()
+
+
 def test_a_changed_file_is_found(signed: tuple[Path, Record], keys: tuple[Path, Path]) -> None:
     folder, record = signed
     edit_json(folder / "config.json", lambda config: config.update(sliding_window=1))

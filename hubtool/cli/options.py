@@ -13,6 +13,7 @@ from hubtool.cli.console import Console
 Command = Callable[..., Any]
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def parse_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

@@ -10,6 +10,7 @@ import click
 from hubtool.cli.console import Console
 from hubtool.cli.convert import converted_document, converted_text
 from hubtool.cli.options import (
+    EXISTING_FILE,
     FOLDER,
     base_model_option,
     download_options,
@@ -43,6 +44,7 @@ RELEASE_SUFFIX = ".toml"
 @click.option("--stream", is_flag=True, help="Send each shard while it is made: none ever lies on this disk.")
 @dry_run_option
 @yes_option
+@click.option("--sign", "sign_key", type=EXISTING_FILE, help="Sign the files with this private key (PEM).")
 @click.option("--rehearse", is_flag=True, help="Publish to a rehearsal Hub on this machine instead.")
 @click.option("--rehearsal-data", type=FOLDER, help="Where the rehearsal Hub keeps its repos.  [default: beside --out]")
 @click.option("--rehearsal-discard", is_flag=True, help="Let the rehearsal Hub drop what it has checked.")
@@ -61,6 +63,7 @@ def command(
     stream: bool,
     dry_run: bool,
     yes: bool,
+    sign_key: Path | None,
     rehearse: bool,
     rehearsal_data: Path | None,
     rehearsal_discard: bool,
@@ -71,7 +74,7 @@ def command(
     """
     hub = _Hub(console, yes, rehearse, rehearsal_data, rehearsal_discard)
     if source.endswith(RELEASE_SUFFIX):
-        if recipe or to or folder or stream or dry_run:
+        if recipe or to or folder or stream or dry_run or sign_key:
             raise UsageError("a release says all that itself", where=source, remedy="leave the other options out")
         _publish_release(hub, Path(source), effort)
         return
@@ -83,7 +86,9 @@ def command(
     with closing(open_source(source, base_model, out=folder, disk_limit=disk_limit, keep_source=keep_source)) as opened:
         check_before(opened, to.repo, console)
         (plan,) = plan_source(opened, [recipe])
-        run = _Run(hub, opened, plan, folder, to, effort)
+        run = _Run(hub, opened, plan, folder, to, effort, sign_key)
+        if stream and sign_key:
+            raise UsageError("a streamed folder cannot be signed: its shards never lie here", where="--sign")
         if dry_run:
             run.look()
         elif stream:
@@ -133,7 +138,17 @@ class _Hub:
 class _Run:
     """One checkpoint, one recipe, one repo."""
 
-    def __init__(self, hub: _Hub, source: Any, plan: Any, folder: Path, to: "Destination", effort: "Effort") -> None:
+    def __init__(
+        self,
+        hub: _Hub,
+        source: Any,
+        plan: Any,
+        folder: Path,
+        to: "Destination",
+        effort: "Effort",
+        sign_key: Path | None,
+    ) -> None:
+        self._sign_key = sign_key
         self._hub = hub
         self._source = source
         self._plan = plan
@@ -143,11 +158,16 @@ class _Run:
 
     def publish(self) -> None:
         from hubtool.convert import Target
-        from hubtool.release import convert_sources, publish_folder
+        from hubtool.release import convert_sources, foresee, publish_folder
+        from hubtool.signing import sign
 
         console = self._hub.console
         self._hub.confirm([self._to.repo])
+        with self._hub.open(self._folder) as api:
+            foresee(api, self._plan, self._folder, self._to, console)
         (converted,) = convert_sources(self._source, [Target(self._plan, self._folder)], self._effort, console)
+        if self._sign_key is not None:
+            sign(converted.folder, converted.record, self._sign_key)
         with self._hub.open(self._folder) as api:
             self._answer(publish_folder(api, converted, self._to, console))
 

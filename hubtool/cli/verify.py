@@ -6,8 +6,9 @@ import click
 
 from hubtool import units
 from hubtool.cli.console import Console
-from hubtool.cli.options import FOLDER, repo_argument, with_console
+from hubtool.cli.options import EXISTING_FILE, FOLDER, repo_argument, with_console
 from hubtool.cli.target import open_hub
+from hubtool.errors import UsageError
 
 
 @click.command("verify")
@@ -15,8 +16,16 @@ from hubtool.cli.target import open_hub
 @click.argument("folder", type=FOLDER, required=False)
 @click.option("--revision", default="main", show_default=True, help="A branch, tag, commit, or refs/pr/NUMBER.")
 @click.option("--template-dir", "templates", type=FOLDER, help="The templates that the card was made with.")
+@click.option("--public-key", type=EXISTING_FILE, help="Hold the folder against its signature, made with this key.")
 @with_console
-def command(console: Console, repo: str, folder: Path | None, revision: str, templates: Path | None) -> int:
+def command(
+    console: Console,
+    repo: str,
+    folder: Path | None,
+    revision: str,
+    templates: Path | None,
+    public_key: Path | None,
+) -> int:
     """Hold the Hub's hashes of a repo against its record, and what it says of itself against its bytes.
 
     Headers are read in part from the Hub and compared with config, index, record and card. A folder is compared too,
@@ -25,6 +34,8 @@ def command(console: Console, repo: str, folder: Path | None, revision: str, tem
     from hubtool import hub, recard
     from hubtool.hub_source import HUB_PREFIX
 
+    if public_key is not None:
+        _verify_signature(folder, public_key)
     api = open_hub()
     result = hub.verify(hub.PatientHub(api, say=console.say), repo, revision=revision, folder=folder)
     said = recard.check(recard.open_card(f"{HUB_PREFIX}{repo}@{result.commit}", api), templates)
@@ -50,3 +61,13 @@ def command(console: Console, repo: str, folder: Path | None, revision: str, tem
     }
     console.answer(document, text)
     return 1 if problems else 0
+
+
+def _verify_signature(folder: Path | None, public_key: Path) -> None:
+    from hubtool.record import RECORD_FILE, read_record
+    from hubtool.signing import verify_signature
+
+    record = read_record(folder) if folder is not None else None
+    if folder is None or record is None:
+        raise UsageError("needs a folder with its record", where="--public-key", expected=RECORD_FILE)
+    verify_signature(folder, record, public_key)

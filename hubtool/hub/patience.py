@@ -112,7 +112,7 @@ class PatientHub:
                 raise _explained(error, what) from error
             except FAILURES as error:
                 self._answered |= isinstance(error, HfHubHTTPError)
-                if isinstance(error, httpx2.ConnectError) and not self._answered:
+                if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._answered:
                     raise _explained(error, what) from error
                 found = landed()
                 if found is not None:

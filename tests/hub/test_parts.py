@@ -1,4 +1,4 @@
-"""Objects that go in parts by LFS, as those of more than 5 GB do on the Hub: what may go wrong with a part or their sum."""
+"""Objects that go in parts by LFS, as the Hub has it for large ones: what may go wrong with a part or their sum."""
 
 from collections.abc import Iterator
 from pathlib import Path

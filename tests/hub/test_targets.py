@@ -11,7 +11,7 @@ from hubtool.http import make_api
 from hubtool.hub import Destination
 from hubtool.rehearsal.faults import Answer, Fault
 from tests.checkpoints import edit_json, file_bytes
-from tests.fixtures import CommandLine
+from tests.fixtures import CommandLine, Samples
 from tests.hub.conftest import REPO, Publisher
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
@@ -191,3 +191,41 @@ def test_upload_command_tells_tag_and_pull_request(publisher: Publisher, endpoin
     edit_card(publisher.folder, "A remark.")
     second = hubtool("upload", publisher.folder, "--to", REPO, "--pr", "--json")
     assert (second.code, second.document["pull_request"]) == (0, 1), second.stderr
+
+
+def test_publish_foretells_before_anything_is_converted(
+    publisher: Publisher, endpoint: None, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("publish", sample("mini"), "--recipe", "native", "--to", REPO, "--out", out)
+    told = hubtool(*arguments, "--dry-run", "--json")
+    assert (told.code, told.document["converted"], told.document["exists"]) == (0, False, False), told.stderr
+    assert told.document["send"] == ["model-00001-of-00001.safetensors"]
+    assert not out.exists() and not publisher.api.repo_exists(REPO)
+    done = hubtool(*arguments, "--public-after-verify", "--tag", "v1", "--json")
+    assert (done.code, done.document["tag"], done.document["uploaded_nbytes"] > told.document["nbytes"]) == (
+        0,
+        "v1",
+        True,
+    )
+    assert not publisher.api.model_info(REPO).private
+    again = hubtool(*arguments, "--dry-run", "--json")
+    assert (again.document["converted"], again.document["send"]) == (True, [])
+
+
+def test_publish_proposes_to_a_repo_of_someone_else(
+    publisher: Publisher,
+    endpoint: None,
+    sample: Samples,
+    hubtool: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publisher.api.create_repo(REPO, private=False)
+    monkeypatch.setenv("HF_TOKEN", str(ann(publisher).token))
+    arguments = ("publish", sample("mini"), "--recipe", "native", "--to", REPO, "--out", tmp_path / "out")
+    refused = hubtool(*arguments)
+    assert (refused.code, "take a token that has this right" in refused.stderr) == (1, True)
+    assert not (tmp_path / "out").exists(), "nothing is converted that could not be published"
+    done = hubtool(*arguments, "--pr", "--json")
+    assert (done.code, done.document["pull_request"], done.document["tag"]) == (0, 1, None), done.stderr
