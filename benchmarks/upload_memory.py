@@ -72,8 +72,12 @@ def rehearsal(data: Path) -> Iterator[dict[str, str]]:
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     text = ""
-    while not text.rstrip().endswith("}"):
-        text += process.stdout.readline()
+    for line in process.stdout:
+        text += line
+        if line.rstrip() == "}":
+            break
+    else:
+        raise SystemExit("the rehearsal Hub did not start")
     try:
         token = (data / "token").read_text().strip()
         yield environment | {"HF_ENDPOINT": json.loads(text)["endpoint"], "HF_TOKEN": token}
