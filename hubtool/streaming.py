@@ -383,11 +383,11 @@ def _is(made: _MadeShard, blob: hub.Blob | None) -> bool:
 
 def _write_spool(path: Path, chunks: Iterator[bytes]) -> None:
     beside = path.with_name(f".{path.name}.new")
-    with writing(path):
-        with beside.open("wb") as file:
-            for chunk in chunks:
+    with beside.open("wb") as file:
+        for chunk in chunks:
+            with writing(path):
                 file.write(chunk)
-        beside.rename(path)
+    beside.rename(path)
 
 
 def _file_record(path: Path) -> FileRecord:

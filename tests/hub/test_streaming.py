@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,12 +44,20 @@ class DiskWatch:
         """A stage at each step of which the disk is looked at."""
 
         def advance(nbytes: int, label: str) -> None:
-            files = [path for path in self.folder.rglob("*") if path.is_file()]
-            self.shards |= {path.name for path in files if path.name.endswith(".safetensors")}
-            self.most_nbytes = max(self.most_nbytes, sum(path.stat().st_size for path in files))
+            nbytes_by_path = dict(_sizes(self.folder))
+            self.shards |= {path.name for path in nbytes_by_path if path.name.endswith(".safetensors")}
+            self.most_nbytes = max(self.most_nbytes, sum(nbytes_by_path.values()))
             self.told += nbytes if name == "stream" else 0
 
         yield advance
+
+
+def _sizes(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Every file under a folder and its bytes; other threads rename some meanwhile."""
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                yield path, path.stat().st_size
 
 
 @dataclass
