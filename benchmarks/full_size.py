@@ -34,11 +34,12 @@ from pathlib import Path
 import numpy as np
 
 from hubtool.cli.console import Console
+from hubtool.conversion import Effort
 from hubtool.convert import Target
 from hubtool.http import make_api
 from hubtool.hub import Destination
 from hubtool.plan import SHARD_NBYTES, make_plan
-from hubtool.release import Effort, plan_source
+from hubtool.planning import plan_source
 from hubtool.sample import FLASH, published_shards, tokenizer_files, write_documents
 from hubtool.sample.shapes import SampleShape
 from hubtool.source import Checkpoint, Identity

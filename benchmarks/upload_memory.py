@@ -43,8 +43,9 @@ def finished_folder(work: Path, nbytes: int) -> None:
     import numpy as np
 
     from hubtool.cli.console import Console
+    from hubtool.conversion import convert_source
+    from hubtool.planning import open_source, plan_source
     from hubtool.record import RECORD_FILE, read_record
-    from hubtool.release import convert_source, open_source, plan_source
     from hubtool.sample import TINY, write_sample
     from hubtool.tensors import TensorSpec, encode_header
 

@@ -27,6 +27,7 @@ from hubtool.journal import (
     Journal,
     Origin,
     describe_change,
+    forget_cached,
     locked,
     read_origin,
     sync,
@@ -191,6 +192,7 @@ class _Shard:
         self._ahead: dict[int, int] = {0: len(header)}
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
+        self._writing = threading.Lock()
 
     def open(self) -> int:
         """The descriptor of the partial file, which is made at its full size if it is not there."""
@@ -203,9 +205,9 @@ class _Shard:
             return self._descriptor
 
     def write(self, offset: int, view: memoryview) -> None:
-        """Write bytes at their offset."""
+        """Write bytes at their offset; one thread at a time, which the system's own lock on a file would spin for."""
         descriptor = self.open()
-        with writing(self.path):
+        with self._writing, writing(self.path):
             while view:
                 count = os.pwrite(descriptor, view, offset)
                 view, offset = view[count:], offset + count
@@ -239,6 +241,7 @@ class _Shard:
             pread_into(descriptor, self._hashed, view, self.path.name)
             self._digest.update(view)
             self._hashed += len(view)
+        forget_cached(descriptor, end)
         return self._digest.hexdigest() if self._hashed == self.nbytes else None
 
     def sync(self) -> None:

@@ -43,7 +43,7 @@ def decode_fp4(
     index = np.empty(packed.shape, np.uint16) if index is None else index
     groups = (packed.shape[0], scale.shape[1], -1)
     np.bitwise_or(packed.reshape(groups), _row_of_table(scale), out=index.reshape(groups))
-    decoded: npt.NDArray[np.uint32] = np.take(_fp4_table(), index, out=out, mode="clip")
+    decoded: npt.NDArray[np.uint32] = np.take(_fp4_table(), index, out=out, mode="wrap")
     return decoded.view(np.uint16)
 
 
@@ -56,7 +56,7 @@ def decode_fp8(weight: Bytes, scale: Bytes, block: tuple[int, int]) -> Bits16:
         block: Rows and columns of a block.
     """
     expanded = _expand(scale, block, weight.shape)
-    decoded: Bits16 = np.take(_fp8_table(), weight | np.left_shift(expanded, 8, dtype=np.uint16), mode="clip")
+    decoded: Bits16 = np.take(_fp8_table(), weight | np.left_shift(expanded, 8, dtype=np.uint16), mode="wrap")
     return decoded
 
 

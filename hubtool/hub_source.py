@@ -5,7 +5,6 @@ and one a shard for its header.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -15,24 +14,13 @@ from huggingface_hub import HfApi
 from hubtool.downloads import Downloads, Storage, Traffic
 from hubtool.errors import SourceError
 from hubtool.http import HubFile, RepoReader, list_files, make_api, translated
-from hubtool.source import AGAIN, REPO, UNKNOWN, Checkpoint, Identity, merge_identity
+from hubtool.source import AGAIN, UNKNOWN, Checkpoint, Identity, merge_identity
 from hubtool.tensors import Header, header_length, parse_header
-
-HUB_PREFIX = "hub:"
-"""Before `org/name`, names the Hub even where a folder of that name exists."""
 
 HEAD_NBYTES = 512 << 10
 """Read of a shard at first, which holds its header nearly always: V4-Flash's have up to 400 kB."""
 
 HEADERS_AT_ONCE = 8
-
-_SPEC = re.compile(rf"(?:{HUB_PREFIX})?({REPO.pattern})(?:@([\w.][\w./-]*))?")
-
-
-def parse_spec(spec: str) -> tuple[str, str | None] | None:
-    """Repo and revision of `[hub:]org/name[@revision]`; None if it is written otherwise."""
-    match = _SPEC.fullmatch(spec)
-    return (match[1], match[2]) if match else None
 
 
 class HubSource(Checkpoint):

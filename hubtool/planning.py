@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hubtool.architectures import read_model
-from hubtool.downloads import Storage
 from hubtool.errors import SourceError
-from hubtool.hub_source import HUB_PREFIX, HubSource, parse_spec
 from hubtool.journal import STATE_DIR
 from hubtool.measure import Measurement, measure, measure_files
 from hubtool.plan import Plan, make_plan
 from hubtool.recipe import load_recipe
 from hubtool.record import RECORD_FILE, FileRecord, decode_record, read_record
-from hubtool.source import UNKNOWN, LocalSource, Source, parse_base_model
+from hubtool.source import UNKNOWN, LocalSource, Source, parse_base_model, parse_spec
 
 SOURCE_DIR = "source"
 """Where shards of a repo are fetched to, in the state of the folder that is made of them."""
@@ -44,8 +42,11 @@ def open_source(
     """
     stated = parse_base_model(base_model) if base_model else UNKNOWN
     repo = parse_spec(spec)
-    if repo is None or (not spec.startswith(HUB_PREFIX) and Path(spec).exists()):
+    if repo is None:
         return LocalSource(Path(spec), stated)
+    from hubtool.downloads import Storage  # the Hub's client takes longer to import than a plan to make
+    from hubtool.hub_source import HubSource
+
     storage = Storage(out / STATE_DIR / SOURCE_DIR, disk_limit, keep_source) if out else None
     return HubSource(*repo, stated=stated, storage=storage)
 
@@ -58,10 +59,13 @@ def inspect_source(spec: str) -> Measurement:
         RecordError: There is a record that cannot be read.
         HubError: The Hub refused, or could not be reached.
     """
-    source = open_source(spec)
-    if not isinstance(source, HubSource):
-        folder = Path(spec)
+    repo = parse_spec(spec)
+    if repo is None:
+        folder = LocalSource(Path(spec)).folder
         return measure(folder, read_record(folder))
+    from hubtool.hub_source import HubSource
+
+    source = HubSource(*repo)
     names = source.published_files
     headers = source.headers([name for name in names if name.endswith(".safetensors")])
     if not headers:

@@ -16,7 +16,7 @@ from hubtool.card.metadata import CHAT_TEMPLATE_FILE
 from hubtool.errors import HubError, OutputError, SourceError
 from hubtool.http import list_files, make_api, translated
 from hubtool.hub import commit_documents
-from hubtool.hub_source import HUB_PREFIX, HubSource, parse_spec
+from hubtool.hub_source import HubSource
 from hubtool.journal import write_beside
 from hubtool.measure import measure_files
 from hubtool.provenance import check_statements, make_statements
@@ -31,7 +31,7 @@ from hubtool.record import (
     decode_record,
     encode_record,
 )
-from hubtool.source import CONFIG_FILE, LocalSource, parse_json
+from hubtool.source import CONFIG_FILE, HUB_PREFIX, LocalSource, parse_json, parse_spec
 from hubtool.tensors import Header, read_header
 
 
@@ -107,7 +107,7 @@ def open_card(spec: str, api: HfApi | None = None) -> Opened:
         HubError: The Hub refused, or could not be reached.
     """
     parsed = parse_spec(spec)
-    if parsed is None or (not spec.startswith(HUB_PREFIX) and Path(spec).exists()):
+    if parsed is None:
         return _open(_folder(Path(spec)))
     return _open(_repo(*parsed, api or make_api()))
 

@@ -35,6 +35,7 @@ from huggingface_hub import HfApi
 
 import hubtool
 from hubtool import hub
+from hubtool.conversion import Converted, Effort, Watch, convert_sources
 from hubtool.convert import Target
 from hubtool.documents import Wording, address, documents_of
 from hubtool.errors import HubError, RecordError, UsageError, VerificationError
@@ -50,17 +51,7 @@ from hubtool.record import (
     decode_record,
     read_record,
 )
-from hubtool.release import (
-    PATIENCE,
-    Converted,
-    Effort,
-    Release,
-    Watch,
-    check_before,
-    convert_sources,
-    foresee,
-    publish_folder,
-)
+from hubtool.release import PATIENCE, Release, check_before, foresee, publish_folder
 
 RUNGS = ("integrity", "load", "smoke", "smoke-streamed")
 Rung = Literal["integrity", "load", "smoke", "smoke-streamed"]

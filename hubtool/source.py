@@ -28,8 +28,13 @@ CARD_FILE = "README.md"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
+HUB_PREFIX = "hub:"
+"""Before `org/name`, names the Hub even where a folder of that name exists."""
+
 HASH_BLOCK_NBYTES = 256 * KIB
 """Read and hashed at once: what a core's cache holds."""
+
+_SPEC = re.compile(rf"(?:{HUB_PREFIX})?({REPO.pattern})(?:@([\w.][\w./-]*))?")
 
 Knowledge = Literal["observed", "stated"]
 
@@ -49,6 +54,14 @@ class Identity:
 
 
 UNKNOWN = Identity()
+
+
+def parse_spec(spec: str) -> tuple[str, str | None] | None:
+    """Repo and revision of `[hub:]org/name[@revision]`; None for a folder: one that exists, or written otherwise."""
+    match = _SPEC.fullmatch(spec)
+    if match is None or (not spec.startswith(HUB_PREFIX) and Path(spec).exists()):
+        return None
+    return match[1], match[2]
 
 
 def parse_base_model(text: str) -> Identity:

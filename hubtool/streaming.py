@@ -29,6 +29,7 @@ import numpy as np
 from huggingface_hub import HfApi
 
 from hubtool import hub
+from hubtool.conversion import Converted, Effort, Watch
 from hubtool.convert import Target, check_folder, make_origin
 from hubtool.device import require_backend
 from hubtool.documents import address, write_documents_of
@@ -41,7 +42,7 @@ from hubtool.pieces import ErrorSums, PieceMaker
 from hubtool.plan import Piece, Plan, Shard
 from hubtool.record import Evidence, FileRecord, Record, read_record
 from hubtool.recording import Findings, hash_source, record_findings
-from hubtool.release import PATIENCE, Converted, Effort, Release, Watch, require_private_folder, require_verified
+from hubtool.release import PATIENCE, Release, require_private_folder, require_verified
 from hubtool.source import Source, file_sha256
 from hubtool.tensors import Header, parse_header
 from hubtool.units import MIB

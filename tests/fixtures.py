@@ -15,11 +15,12 @@ from huggingface_hub.utils._http import default_client_factory
 
 from hubtool import cli
 from hubtool.cli.console import Console
+from hubtool.conversion import convert_source
 from hubtool.http import make_api
 from hubtool.plan import Plan
+from hubtool.planning import open_source, plan_source
 from hubtool.record import Record
 from hubtool.rehearsal import RehearsalHub
-from hubtool.release import convert_source, open_source, plan_source
 from hubtool.sample import BASE_LIKE, FLASH, OTHER, PRO, PRO_LIKE, R0731_LIKE, TINY, write_sample
 from tests.checkpoints import MINI, NARROW, file_bytes, write_sparse_checkpoint
 

@@ -14,8 +14,8 @@ import pytest
 from hubtool import plan as plan_module
 from hubtool.convert import Target, convert
 from hubtool.plan import Plan, make_plan
+from hubtool.planning import plan_source
 from hubtool.recipe import load_recipe
-from hubtool.release import plan_source
 from hubtool.source import LocalSource
 from hubtool.units import MB
 from tests.checkpoints import copied, file_bytes
@@ -274,7 +274,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from hubtool.convert import Target, convert
-from hubtool.release import open_source, plan_source
+from hubtool.planning import open_source, plan_source
 
 source = open_source(sys.argv[1])
 (plan,) = plan_source(source, ["mixed_3_6"])

@@ -18,7 +18,7 @@ from hubtool.convert import Target, check_folder, convert
 from hubtool.errors import OutputError, SourceError
 from hubtool.journal import Journal
 from hubtool.plan import Piece, Plan, make_plan
-from hubtool.release import open_source, plan_source
+from hubtool.planning import open_source, plan_source
 from tests.faults import Disk, PowerCut
 from tests.fixtures import Samples
 

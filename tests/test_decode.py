@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hubtool.release import convert_source, open_source, plan_source
+from hubtool.conversion import convert_source
+from hubtool.planning import open_source, plan_source
 from tests.checkpoints import Tensor, copied, edit_tensors, read_tensors
 from tests.fixtures import QUIET, Refusal, Samples
 from tests.reference import Published

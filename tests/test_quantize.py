@@ -10,8 +10,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from hubtool.conversion import convert_source
+from hubtool.planning import open_source, plan_source
 from hubtool.recipe import recipe_names
-from hubtool.release import convert_source, open_source, plan_source
 from tests.checkpoints import Tensor, copied, edit_tensors, read_tensors
 from tests.fixtures import QUIET, CommandLine, Conversions, Samples
 from tests.reference import Published, plain

@@ -92,8 +92,8 @@ def effort_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(*arguments: Any, jobs: int, memory_limit: int | None, measure_error: str, **values: Any) -> Any:
+        from hubtool.conversion import Effort
         from hubtool.convert import ERROR_ROWS
-        from hubtool.release import Effort
 
         rows = {"sample": ERROR_ROWS, "full": 1, "off": 0}[measure_error]
         return command(*arguments, effort=Effort(jobs, memory_limit, rows), **values)

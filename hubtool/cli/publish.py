@@ -25,9 +25,10 @@ from hubtool.errors import UsageError
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+    from hubtool.conversion import Effort
     from hubtool.hub import Destination
     from hubtool.record import Evidence
-    from hubtool.release import Effort, Release
+    from hubtool.release import Release
     from hubtool.releases import Rung
 
 RELEASE_SUFFIX = ".toml"
@@ -80,7 +81,8 @@ def command(
         return
     if recipe is None or to is None:
         raise UsageError("needs --recipe and --to", where=source, remedy="give both, or a release in a .toml file")
-    from hubtool.release import check_before, open_source, plan_source
+    from hubtool.planning import open_source, plan_source
+    from hubtool.release import check_before
 
     folder = folder or Path(to.repo.rpartition("/")[2])
     with closing(open_source(source, base_model, out=folder, disk_limit=disk_limit, keep_source=keep_source)) as opened:
@@ -157,8 +159,9 @@ class _Run:
         self._effort = effort
 
     def publish(self) -> None:
+        from hubtool.conversion import convert_sources
         from hubtool.convert import Target
-        from hubtool.release import convert_sources, foresee, publish_folder
+        from hubtool.release import foresee, publish_folder
         from hubtool.signing import sign
 
         console = self._hub.console
@@ -182,7 +185,8 @@ class _Run:
             self._answer(streaming.publish())
 
     def look(self) -> None:
-        from hubtool.release import Converted, finished, foresee, look_at_folder
+        from hubtool.conversion import Converted, finished
+        from hubtool.release import foresee, look_at_folder
 
         record = finished(self._source, self._plan, self._folder)
         with self._hub.open(self._folder) as api:

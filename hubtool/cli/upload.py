@@ -27,8 +27,9 @@ def command(console: Console, folder: Path, to: "Destination | None", *, dry_run
     """Publish a finished folder in one commit, verify it, and tag it."""
     if to is None:
         raise UsageError("needs --to", remedy="say where to, as --to ORG/NAME")
+    from hubtool.conversion import Converted
     from hubtool.record import RECORD_FILE, read_record
-    from hubtool.release import Converted, look_at_folder, publish_folder
+    from hubtool.release import look_at_folder, publish_folder
 
     record = read_record(folder) if folder.is_dir() else None
     if record is None:

@@ -32,7 +32,7 @@ def command(
     if one is given. No weights are fetched.
     """
     from hubtool import hub, recard
-    from hubtool.hub_source import HUB_PREFIX
+    from hubtool.source import HUB_PREFIX
 
     if public_key is not None:
         _verify_signature(folder, public_key)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from hubtool.cli.console import Console
+from hubtool.conversion import convert_source
 from hubtool.http import make_api
 from hubtool.hub import Destination, upload
+from hubtool.planning import open_source, plan_source
 from hubtool.recipe import recipe_names
 from hubtool.rehearsal import RehearsalHub
-from hubtool.release import convert_source, open_source, plan_source
 from hubtool.sample import write_sample
 
 PARSER = "@huggingface/hub@2.17.5"

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
+from hubtool.conversion import Converted
 from hubtool.http import TimeOuts, make_api
 from hubtool.hub import Destination, Patience
 from hubtool.record import Record, read_record
 from hubtool.rehearsal import RehearsalHub
-from hubtool.release import Converted, Release, publish_folder
+from hubtool.release import Release, publish_folder
 from tests.checkpoints import copied
 from tests.fixtures import QUIET, Conversions
 

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from hubtool.conversion import Effort, convert_sources
 from hubtool.convert import Target
 from hubtool.errors import HubError
 from hubtool.hub import Blob, Blobs, Destination, Patience, PatientHub, State
 from hubtool.hub.patience import TransferError
 from hubtool.plan import Plan, make_plan
+from hubtool.planning import open_source, plan_source
 from hubtool.record import read_record
 from hubtool.rehearsal.faults import UNAVAILABLE, Answer, Fault
-from hubtool.release import Effort, Release, convert_sources, open_source, plan_source
+from hubtool.release import Release
 from hubtool.source import Source
 from hubtool.streaming import Streaming
 from tests.checkpoints import file_bytes

@@ -17,10 +17,10 @@ import pytest
 
 from hubtool.card import current_evidence, render_card
 from hubtool.cli.console import Console
+from hubtool.conversion import convert_source
 from hubtool.measure import measure
 from hubtool.planning import open_source, plan_source
 from hubtool.record import RECORD_FILE, Evidence, Record, encode_record, is_derived, read_record
-from hubtool.release import convert_source
 from hubtool.sample import TINY, write_sample
 from hubtool.units import GB, MB
 from hubtool.validate.guard import Limits
