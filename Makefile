@@ -4,6 +4,7 @@
 PYTHON ?=
 PINS_FLAGS ?=
 PYTEST_FLAGS ?=
+CHROMIUM ?=
 UV := uv==0.13.9
 
 # What an account-less machine lacks: without HOME, caches would land in the root folder.
@@ -27,12 +28,13 @@ FIND_PYTHON = python=; \
 		exit 1; \
 	fi
 
-.PHONY: help demo test check format pins clean
+.PHONY: help demo test check pages format pins clean
 
 help:
 	@echo "make demo    make a tiny checkpoint, convert it and publish it to a rehearsal Hub on this machine"
 	@echo "make test    run the tests"
 	@echo "make check   lint, formatting, types, import layers"
+	@echo "make pages   look at a card's page in Chromium, and ask npm's @huggingface/hub for our parameter counts"
 	@echo "make format  reformat, and mend what the linter can"
 	@echo "make pins    resolve requirements.txt again; PINS_FLAGS=--upgrade takes the newest versions"
 	@echo "make clean   remove everything that these made"
@@ -52,6 +54,11 @@ check: .venv/installed
 	.venv/bin/mypy hubtool tests
 	.venv/bin/lint-imports --no-logo
 
+# What Python's package index does not have: Chromium (CHROMIUM=/path/to/it), Node.js 20 and npm.
+pages: .venv/installed
+	.venv/bin/python -m tests.browser.check_page pages $(CHROMIUM)
+	.venv/bin/python -m tests.browser.check_parser
+
 format: .venv/installed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
@@ -59,7 +66,7 @@ format: .venv/installed
 # Wheels with known hashes only: nothing is built, so nothing that is not pinned runs.
 .venv/pinned: requirements.txt
 	@$(FIND_PYTHON); \
-	echo "setting up .venv with $$("$$python" --version): some 90 MB to fetch, once"; \
+	echo "setting up .venv with $$("$$python" --version): some 125 MB to fetch, once"; \
 	"$$python" -m venv --clear .venv
 	@mkdir -p .venv/home
 	.venv/bin/python -m pip install --quiet --only-binary :all: --require-hashes -r requirements.txt
@@ -74,10 +81,11 @@ pins:
 	@$(FIND_PYTHON); "$$python" -m venv --clear .venv-pins
 	.venv-pins/bin/python -m pip install --quiet $(UV)
 	UV_CUSTOM_COMPILE_COMMAND="make pins" .venv-pins/bin/uv pip compile --no-config --quiet \
-		--extra cpu --extra rehearse --group dev --universal --fork-strategy fewest --python-version 3.11 \
-		--generate-hashes --no-annotate --output-file requirements.txt $(PINS_FLAGS) pyproject.toml
+		--extra cpu --extra rehearse --extra plots --extra sign --group dev \
+		--universal --fork-strategy fewest --python-version 3.11 \
+		--generate-hashes --no-annotate --no-strip-extras --output-file requirements.txt $(PINS_FLAGS) pyproject.toml
 
 clean:
-	rm -rf .venv .venv-pins demo dist build .hypothesis
+	rm -rf .venv .venv-pins demo pages dist build .hypothesis
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find hubtool tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
