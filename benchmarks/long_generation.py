@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/long_generation.py            about 10 minutes on two cores
     .venv/bin/python benchmarks/long_generation.py --tokens 4000
 
-The sample is loaded by stock mlx-lm as it is published and decodes greedily, one token at a time. `held` is what MLX has
-allocated but for the cache; it is looked at after every thousand tokens, and the greatest is given as a ratio to what
-was held after the first thousand. The cache grows by a number of bytes a token that follows from the configuration.
+The sample is loaded by stock mlx-lm as it is published and decodes greedily, one token at a time. `held` is what MLX
+has allocated but for the cache; it is looked at after every thousand tokens, and the greatest is given as a ratio to
+what was held after the first thousand. The cache grows by bytes a token that follow from the configuration.
 """
 
 import argparse
@@ -41,9 +41,10 @@ def main() -> None:
             mx.synchronize()
             cached.append(sum(layer.nbytes for layer in cache))
             held.append(mx.get_active_memory() - cached[-1])
-            print(f"{count:6} tokens: cache {cached[-1] / 1e6:7.3f} MB, held beside it {held[-1] / 1e6:7.3f} MB", flush=True)
+            sizes = f"cache {cached[-1] / 1e6:7.3f} MB, held beside it {held[-1] / 1e6:7.3f} MB"
+            print(f"{count:6} tokens: {sizes}", flush=True)
     growth = (cached[-1] - cached[0]) / (tokens - STEP)
-    print(f"held, the most / after {STEP} tokens: {max(held) / held[0]:.3f}; the cache grew by {growth:.0f} bytes a token")
+    print(f"held, the most / after {STEP} tokens: {max(held) / held[0]:.3f}; cache: {growth:.0f} bytes a token")
 
 
 if __name__ == "__main__":
