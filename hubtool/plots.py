@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubtool import units
 from hubtool.errors import UsageError
@@ -62,7 +62,8 @@ def _png(paint: Callable[["Axes"], None]) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError("cannot draw", found=error, remedy="pip install 'hubtool[plots]'") from error
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+    settings: Any = {**matplotlib.rcParamsDefault, **STYLE}
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         paint(figure.add_subplot())

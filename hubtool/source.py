@@ -8,11 +8,12 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import msgspec
 
@@ -59,7 +60,7 @@ UNKNOWN = Identity()
 def parse_spec(spec: str) -> tuple[str, str | None] | None:
     """Repo and revision of `[hub:]org/name[@revision]`; None for a folder: one that exists, or written otherwise."""
     match = _SPEC.fullmatch(spec)
-    if match is None or (not spec.startswith(HUB_PREFIX) and Path(spec).exists()):
+    if match is None or (not spec.startswith(HUB_PREFIX) and _is(Path.exists, Path(spec))):
         return None
     return match[1], match[2]
 
@@ -199,7 +200,9 @@ class Checkpoint(ABC):
         """config.json."""
         config = parse_json(self.read_file(CONFIG_FILE), CONFIG_FILE)
         if not isinstance(config, dict):
-            raise SourceError("not a JSON object", where=CONFIG_FILE, remedy=AGAIN)
+            raise SourceError(
+                "not a JSON object", where=CONFIG_FILE, found=type(config).__name__, expected="an object", remedy=AGAIN
+            )
         return config
 
     @cached_property
@@ -233,8 +236,14 @@ class LocalSource(Checkpoint):
     def __init__(self, folder: Path, stated: Identity = UNKNOWN) -> None:
         self.folder = folder
         self._descriptors: dict[str, int] = {}
-        if not folder.is_dir():
-            raise SourceError("no such folder", where=folder, remedy="check the path of the checkpoint")
+        if not _is(Path.is_dir, folder):
+            raise SourceError(
+                "no such folder",
+                where=folder,
+                found="a file" if _is(Path.is_file, folder) else "nothing",
+                expected="the folder of a checkpoint, or ORG/NAME on the Hub",
+                remedy="check the path of the checkpoint",
+            )
         self.identity = merge_identity(observe_identity(folder), stated)
 
     @property
@@ -305,24 +314,45 @@ class LocalSource(Checkpoint):
 
     def _existing(self, name: str) -> Path:
         path = self.folder / name
-        if not path.is_file():
-            raise SourceError("missing file", where=name, found=f"nothing in {self.name}", remedy=AGAIN)
+        if not _is(Path.is_file, path):
+            raise SourceError(
+                "missing file", where=name, found=f"nothing in {self.name}", expected="a file", remedy=AGAIN
+            )
         return path
 
 
 AGAIN = "fetch the checkpoint again"
 
 
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """Whether a path is of a kind; one that the system does not take as a name is of none."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
+
+
 def parse_json(raw: bytes, name: str) -> Any:
     """The value of a JSON file.
 
     Raises:
-        SourceError: It is not JSON.
+        SourceError: It is not JSON (RFC 8259), which has no NaN; or a name stands twice in an object.
     """
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not a number of JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise SourceError("a name stands twice", where=name, found=twice, expected="each name once", remedy=AGAIN)
+        return values
+
     try:
-        return json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise SourceError("not JSON", where=name, found=str(error), remedy=AGAIN) from error
+        return json.loads(raw, parse_constant=refuse, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise SourceError("not JSON", where=name, found=str(error), expected="JSON", remedy=AGAIN) from error
 
 
 class _Index(msgspec.Struct):
@@ -336,16 +366,22 @@ def parse_index(raw: bytes) -> Mapping[str, str]:
         SourceError: It is not such an index, or names a file outside the checkpoint's folder.
     """
     try:
-        weight_map = msgspec.json.decode(raw, type=_Index).weight_map
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SourceError("not a safetensors index", where=INDEX_FILE, found=str(error), remedy=AGAIN) from error
+        weight_map = msgspec.convert(parse_json(raw, INDEX_FILE), _Index).weight_map
+    except msgspec.ValidationError as error:
+        raise SourceError(
+            "not a safetensors index",
+            where=INDEX_FILE,
+            found=str(error),
+            expected="an object with weight_map",
+            remedy=AGAIN,
+        ) from error
     for file in set(weight_map.values()):
         path = PurePosixPath(file)
         if path.is_absolute() or len(path.parts) != 1 or ".." in path.parts or "\\" in file:
             raise SourceError(
                 "names a file outside its folder",
                 where=INDEX_FILE,
-                found=file,
+                found=file or "an empty name",
                 expected="a plain file name",
                 remedy="do not use this checkpoint: its index is not one that the Hub's tools write",
             )
@@ -384,7 +420,9 @@ def collect_tensors(shards: Mapping[str, Header], weight_map: Mapping[str, str] 
             )
     for name, tensor in tensors.items():
         if name not in weight_map:
-            raise SourceError("is not in the index", where=name, found=f"in {tensor.file}", remedy=AGAIN)
+            raise SourceError(
+                "is not in the index", where=name, found=f"in {tensor.file}", expected=f"in {INDEX_FILE}", remedy=AGAIN
+            )
     return tensors
 
 

@@ -7,6 +7,7 @@ The format is https://github.com/huggingface/safetensors: 8 bytes little-endian 
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -161,7 +162,8 @@ def parse_header(raw: bytes, name: str, file_nbytes: int) -> Header:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError("header is not a JSON object", where=name, found=str(error), remedy=FETCH) from error
     metadata = entries.pop("__metadata__", None)
-    if raw.count(b'"data_offsets"') != len(entries):
+    # To parse it twice costs time, and a name that stands twice, or is written with escapes, shows in the count.
+    if raw.count(b'"data_offsets"') != len(entries) or raw.count(b'"__metadata__"') > 1 or b"\\" in raw:
         _refuse_duplicates(raw, name)
     start = 8 + len(raw)
     tensors = sorted((_stored(key, entry, name, start) for key, entry in entries.items()), key=_POSITION)
@@ -189,10 +191,11 @@ def _refuse_duplicates(raw: bytes, name: str) -> None:
     """Raise SourceError if a name stands twice in one object of the header."""
 
     def unique(pairs: list[tuple[str, object]]) -> None:
-        names = [key for key, _ in pairs]
-        twice = next((key for key in names if names.count(key) > 1), None)
+        twice = next((key for key, count in Counter(key for key, _ in pairs).items() if count > 1), None)
         if twice is not None:
-            raise SourceError("duplicate name in the header", where=name, found=twice, remedy=FETCH)
+            raise SourceError(
+                "duplicate name in the header", where=name, found=twice, expected="each name once", remedy=FETCH
+            )
 
     json.loads(raw, object_pairs_hook=unique)
 

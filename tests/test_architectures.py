@@ -1,5 +1,6 @@
 """DeepSeek-V4's published tensors become MLX parameters, or are refused with what contradicts what."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 
 from hubtool.architectures import Component, read_model
+from hubtool.architectures.deepseek_v4 import published_name
 from hubtool.source import LocalSource
+from hubtool.tensors import DTYPE_NBYTES
 from tests.checkpoints import Tensor, copied, edit_json, edit_tensors, read_tensors
 from tests.fixtures import CommandLine, Refusal, Samples
 from tests.reference import published_names
 
+FIELDS_EXPECTED = "expected the fields of DeepSeek-V4's configuration"
 AGAIN = "fetch config.json and the shards of one revision"
 EXPERT = "layers.1.ffn.experts.2.w1"
 LINEAR = "layers.1.attn.wq_a"
@@ -107,6 +111,7 @@ def test_another_model_type_is_refused(model_type: object, source: Path, refused
 
 
 FIELDS = [
+    "architectures",
     "num_hidden_layers",
     "num_hash_layers",
     "hidden_size",
@@ -124,6 +129,16 @@ FIELDS = [
     "moe_intermediate_size",
     "hc_mult",
     "compress_ratios",
+    "sliding_window",
+    "index_topk",
+    "qk_rope_head_dim",
+    "rope_theta",
+    "compress_rope_theta",
+    "rms_norm_eps",
+    "hc_eps",
+    "hc_sinkhorn_iters",
+    "routed_scaling_factor",
+    "swiglu_limit",
 ]
 
 
@@ -131,7 +146,9 @@ FIELDS = [
 def test_config_that_lacks_a_field_is_refused(field: str, source: Path, refused: Refusal) -> None:
     edit_json(source / "config.json", lambda config: config.pop(field))
     refused(
-        source, f"config.json: cannot be used: found Object missing required field `{field}`; {AGAIN}", recipe="native"
+        source,
+        f"config.json: cannot be used: found Object missing required field `{field}`, {FIELDS_EXPECTED}; {AGAIN}",
+        recipe="native",
     )
 
 
@@ -159,7 +176,7 @@ def test_config_with_an_impossible_field_is_refused(
     fields: dict[str, object], found: str, source: Path, refused: Refusal
 ) -> None:
     edit_json(source / "config.json", _set(**fields))
-    refused(source, f"config.json: cannot be used: found {found}; {AGAIN}")
+    refused(source, f"config.json: cannot be used: found {found}, {FIELDS_EXPECTED}; {AGAIN}")
 
 
 def test_config_without_a_ratio_for_each_layer_is_refused(source: Path, refused: Refusal) -> None:
@@ -213,8 +230,8 @@ def test_more_layers_than_tensors_are_refused(source: Path, refused: Refusal) ->
     edit_json(source / "config.json", _set(num_hidden_layers=4, compress_ratios=[0, 4, 128, 4]))
     refused(
         source,
-        "model.layers.3.attn.wq_a.weight: missing tensor: found no tensor in the source makes it, "
-        f"expected [128, 256], as config.json has it; {AGAIN}",
+        "layers.3.attn.wq_a.weight: missing tensor: found no tensor in the source makes "
+        f"model.layers.3.attn.wq_a.weight, expected [128, 256], as config.json has it; {AGAIN}",
     )
 
 
@@ -239,7 +256,7 @@ def test_expert_without_its_scale_is_refused(source: Path, refused: Refusal) -> 
 @pytest.mark.parametrize("weight", [LINEAR, EXPERT], ids=["linear", "expert"])
 def test_scale_without_its_weight_is_refused(weight: str, source: Path, refused: Refusal) -> None:
     edit_tensors(source, lambda tensors: tensors.pop(f"{weight}.weight"))
-    refused(source, re.compile(r"model\.layers\.1\.\S+: missing (tensor|expert 2): found .+, expected .+; .+"))
+    refused(source, re.compile(rf"{weight}\.weight: missing (tensor|expert 2): found .+, expected .+; .+"))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +292,7 @@ def test_scale_beside_a_plain_weight_is_refused(source: Path, refused: Refusal) 
     edit_tensors(source, lambda tensors: tensors.update({"head.scale": tensors[f"{LINEAR}.scale"]}))
     refused(
         source,
-        f"head.scale: scale beside a weight that is not encoded: found head.weight is BF16; {AGAIN}",
+        f"head.scale: scale beside a weight that is not encoded: found head.weight is BF16, expected no scale; {AGAIN}",
     )
 
 
@@ -283,8 +300,8 @@ def test_missing_expert_is_refused(source: Path, refused: Refusal) -> None:
     edit_tensors(source, lambda tensors: [tensors.pop(f"{EXPERT}.{part}") for part in ("weight", "scale")])
     refused(
         source,
-        "model.layers.1.ffn.switch_mlp.gate_proj.weight: missing expert 2: found no tensor in the source makes it, "
-        f"expected [4, 128, 256], as config.json has it; {AGAIN}",
+        f"{EXPERT}.weight: missing expert 2: found no tensor in the source makes "
+        f"model.layers.1.ffn.switch_mlp.gate_proj.weight, expected [128, 256], as config.json has it; {AGAIN}",
     )
 
 
@@ -296,13 +313,21 @@ def test_expert_too_many_is_refused(source: Path, refused: Refusal) -> None:
             {f"{extra}.{part}": tensors[f"{EXPERT}.{part}"] for part in ("weight", "scale")}
         ),
     )
-    refused(source, f"{extra}.weight: expert beyond n_routed_experts: expected 4 experts; {AGAIN}")
+    refused(
+        source,
+        f"{extra}.weight: expert beyond n_routed_experts: found an expert of that number, "
+        f"expected 4 experts, the first of which is 0; {AGAIN}",
+    )
 
 
 def test_expert_that_is_there_twice_is_refused(source: Path, refused: Refusal) -> None:
     twin = "layers.1.ffn.experts.02.w1.weight"
     edit_tensors(source, lambda tensors: tensors.update({twin: tensors[f"{EXPERT}.weight"]}))
-    refused(source, f"{twin}: tensor that DeepSeek-V4 does not have; update hubtool, or report the checkpoint")
+    refused(
+        source,
+        f"{twin}: tensor that DeepSeek-V4 does not have: found I8 [128, 128], expected names as deepseek-ai publishes "
+        "them; update hubtool, or report the checkpoint",
+    )
 
 
 def test_experts_stored_in_different_ways_are_refused(source: Path, refused: Refusal) -> None:
@@ -323,7 +348,7 @@ def test_missing_tensor_is_refused(source: Path, refused: Refusal) -> None:
     edit_tensors(source, lambda tensors: tensors.pop("norm.weight"))
     refused(
         source,
-        "model.norm.weight: missing tensor: found no tensor in the source makes it, "
+        "norm.weight: missing tensor: found no tensor in the source makes model.norm.weight, "
         f"expected [256], as config.json has it; {AGAIN}",
     )
 
@@ -332,19 +357,77 @@ def test_unknown_tensor_is_refused(source: Path, refused: Refusal) -> None:
     edit_tensors(source, lambda tensors: tensors.update({"layers.1.attn.wq_c.weight": tensors["norm.weight"]}))
     refused(
         source,
-        "layers.1.attn.wq_c.weight: tensor that DeepSeek-V4 does not have; update hubtool, or report the checkpoint",
+        "layers.1.attn.wq_c.weight: tensor that DeepSeek-V4 does not have: found BF16 [256], expected names as "
+        "deepseek-ai publishes them; update hubtool, or report the checkpoint",
     )
 
 
-def test_dtype_that_the_architecture_does_not_use_is_refused(source: Path, refused: Refusal) -> None:
-    edit_tensors(source, lambda tensors: tensors.update({"norm.weight": replace(tensors["norm.weight"], dtype="F16")}))
-    refused(source, "norm.weight: dtype that DeepSeek-V4 does not use: found F16; update hubtool")
+@pytest.mark.parametrize(
+    ("name", "dtype", "expected"),
+    [
+        ("norm.weight", "F16", "BF16 or F32"),
+        ("norm.weight", "I8", "BF16 or F32"),
+        ("layers.1.ffn.gate.bias", "I32", "BF16 or F32"),
+        ("head.weight", "I64", "BF16 or F32 or I8 or F8_E4M3"),
+        ("layers.0.ffn.gate.tid2eid", "F32", "I64 or I32"),
+    ],
+)
+def test_dtype_that_a_parameter_cannot_have_is_refused(
+    name: str, dtype: str, expected: str, source: Path, refused: Refusal
+) -> None:
+    def retype(tensors: dict[str, Tensor]) -> None:
+        size = math.prod(tensors[name].shape) * DTYPE_NBYTES[dtype]
+        tensors[name] = replace(tensors[name], dtype=dtype, data=bytes(size))
+
+    edit_tensors(source, retype)
+    refused(
+        source,
+        f"{name}: dtype that DeepSeek-V4 does not use here: found {dtype}, expected {expected}; "
+        f"{AGAIN}, or update hubtool",
+    )
+
+
+def test_tensor_without_a_shape_is_refused(source: Path, refused: Refusal) -> None:
+    name = f"{EXPERT}.weight"
+    edit_tensors(source, lambda tensors: tensors.update({name: replace(tensors[name], shape=(), data=b"0")}))
+    refused(source, f"{name}: shape contradicts config.json: found [], expected [128, 256]; {AGAIN}")
+
+
+def test_another_architecture_is_refused(source: Path, refused: Refusal) -> None:
+    edit_json(source / "config.json", _set(architectures=["LlamaForCausalLM"]))
+    refused(
+        source,
+        "config.json: architectures: another architecture: found LlamaForCausalLM, "
+        f"expected DeepseekV4ForCausalLM; {AGAIN}",
+        recipe="native",
+    )
+
+
+def test_tied_embeddings_have_no_place_for_a_head(source: Path, refused: Refusal) -> None:
+    edit_json(source / "config.json", _set(tie_word_embeddings=True))
+    refused(
+        source,
+        f"head.weight: tensor that config.json has no place for: found would be lm_head.weight; {AGAIN}",
+        recipe="native",
+    )
+
+
+@pytest.mark.parametrize("name", ["mini", "pro_like"])
+def test_missing_tensors_are_named_as_they_are_published(name: str, sample: Samples) -> None:
+    source = LocalSource(sample(name))
+    model = read_model(source.config, {name: tensor.spec for name, tensor in source.tensors.items()})
+    for parameter in model.parameters:
+        for expert, part in enumerate(parameter.parts):
+            assert published_name(parameter.path, expert) == part.weight
 
 
 def test_fp8_without_a_block_size_is_refused(source: Path, refused: Refusal) -> None:
     edit_json(source / "config.json", lambda config: config.pop("quantization_config"))
     refused(
-        source, f"config.json: quantization_config: FP8 weights without weight_block_size; {AGAIN}", recipe="native"
+        source,
+        "config.json: quantization_config: FP8 weights without weight_block_size: found layers.0.attn.wq_a.weight in "
+        f"F8_E4M3, expected weight_block_size, [128, 128] say; {AGAIN}",
+        recipe="native",
     )
 
 

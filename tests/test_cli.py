@@ -128,7 +128,8 @@ def test_errors_are_json_lines_too(hubtool: CommandLine, tmp_path: Path) -> None
     outcome = hubtool("plan", tmp_path / "absent", "--recipe", "native", "--json")
     assert (outcome.code, outcome.stdout) == (1, "")
     assert json.loads(outcome.stderr) == {
-        "error": f"{tmp_path / 'absent'}: no such folder; check the path of the checkpoint"
+        "error": f"{tmp_path / 'absent'}: no such folder: found nothing, expected the folder of a checkpoint, "
+        "or ORG/NAME on the Hub; check the path of the checkpoint"
     }
 
 

@@ -116,12 +116,16 @@ def _announce(path: Path, nbytes: int) -> None:
         file.write(struct.pack("<Q", nbytes))
 
 
-def test_duplicate_names_are_refused(source: Path, refused: Refusal) -> None:
+@pytest.mark.parametrize("escaped", [False, True])
+def test_duplicate_names_are_refused(escaped: bool, source: Path, refused: Refusal) -> None:
     header, data = split_shard(source / SHARD)
     name, entry = next(item for item in json.loads(header).items() if item[0] != "__metadata__")
-    doubled = header.rstrip()[:-1] + f", {json.dumps(name)}: {json.dumps(entry)}}}".encode()
+    again = json.dumps(entry).replace("data_offsets", r"data\u005foffsets") if escaped else json.dumps(entry)
+    doubled = header.rstrip()[:-1] + f", {json.dumps(name)}: {again}}}".encode()
     write_raw(source / SHARD, doubled, data)
-    refused(source, f"{SHARD}: duplicate name in the header: found {name}; fetch this file again")
+    refused(
+        source, f"{SHARD}: duplicate name in the header: found {name}, expected each name once; fetch this file again"
+    )
 
 
 @pytest.mark.parametrize(

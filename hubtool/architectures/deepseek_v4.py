@@ -20,6 +20,8 @@ from hubtool.tensors import TensorSpec
 
 RUNTIME_FILE = Path(__file__).parent.parent / "runtime" / "deepseek_v4.py"
 
+ARCHITECTURE = "DeepseekV4ForCausalLM"
+
 FP4_BLOCK = (1, 32)
 """Rows and columns of one E2M1 scale: DeepSeek-V4's packed experts carry one E8M0 byte a row and 32 columns."""
 
@@ -38,6 +40,7 @@ _AGAIN = "fetch config.json and the shards of one revision"
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Real = Annotated[float, msgspec.Meta(gt=0)]
 BlockColumns = Annotated[int, msgspec.Meta(ge=1, multiple_of=32)]
 """Columns of an FP8 block: whole groups of MLX's mxfp8, or its scales could not be kept."""
 
@@ -49,8 +52,12 @@ class FP8Config(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """The fields of config.json that decide the tensors' shapes, under DeepSeek's own names."""
+    """The fields of config.json that decide the tensors' shapes, and what the model computes, by DeepSeek's own names.
 
+    The runtime has V4-Flash's values as defaults: a field that is missing would silently make another model.
+    """
+
+    architectures: Annotated[list[str], msgspec.Meta(min_length=1)]
     num_hidden_layers: Positive
     num_hash_layers: Count
     hidden_size: Positive
@@ -68,7 +75,17 @@ class Config(msgspec.Struct, frozen=True):
     moe_intermediate_size: Positive
     hc_mult: Positive
     compress_ratios: list[Count]
-    sliding_window: int = 128
+    sliding_window: Positive
+    index_topk: Positive
+    qk_rope_head_dim: Positive
+    rope_theta: Real
+    compress_rope_theta: Real
+    rms_norm_eps: Real
+    hc_eps: Real
+    hc_sinkhorn_iters: Positive
+    routed_scaling_factor: Real
+    swiglu_limit: Real
+    tie_word_embeddings: bool = False
     quantization_config: FP8Config | None = None
 
 
@@ -82,6 +99,11 @@ class _Slot:
     component: Component
     layer: int | None = None
     quantizable: bool = False
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes that are stored as they are."""
+        return ("I64", "I32") if self.name == "tid2eid" else ("BF16", "F32")
 
     @property
     def path(self) -> str:
@@ -113,9 +135,8 @@ def read_model(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> 
         raise SourceError(
             "tensor that config.json has no place for", where=name, found=f"would be {path}", remedy=_AGAIN
         )
-    architectures = config.get("architectures") or ["DeepseekV4ForCausalLM"]
     return Model(
-        architecture=str(architectures[0]),
+        architecture=ARCHITECTURE,
         model_type=str(config["model_type"]),
         num_layers=fields.num_hidden_layers,
         config=config,
@@ -157,7 +178,21 @@ def _read_config(config: Mapping[str, Any]) -> Config:
     try:
         fields = msgspec.convert(dict(config), Config)
     except msgspec.ValidationError as error:
-        raise SourceError("cannot be used", where="config.json", found=str(error), remedy=_AGAIN) from error
+        raise SourceError(
+            "cannot be used",
+            where="config.json",
+            found=str(error),
+            expected="the fields of DeepSeek-V4's configuration",
+            remedy=_AGAIN,
+        ) from error
+    if ARCHITECTURE not in fields.architectures:
+        raise SourceError(
+            "another architecture",
+            where="config.json: architectures",
+            found=", ".join(fields.architectures),
+            expected=ARCHITECTURE,
+            remedy=_AGAIN,
+        )
     if len(fields.compress_ratios) < fields.num_hidden_layers:
         raise SourceError(
             "too few entries",
@@ -256,7 +291,8 @@ def _slots(c: Config) -> Iterator[_Slot]:
             yield _Slot(f"{prefix}.{name}", "weight", (c.hidden_size,), Component.REST, layer)
     yield from _hc_slots(c, "model.hc_head", c.hc_mult, 1, None)
     yield _Slot("model.norm", "weight", (c.hidden_size,), Component.REST)
-    yield _Slot("lm_head", "weight", vocabulary, Component.EMBEDDINGS_HEAD, quantizable=True)
+    if not c.tie_word_embeddings:
+        yield _Slot("lm_head", "weight", vocabulary, Component.EMBEDDINGS_HEAD, quantizable=True)
 
 
 def _attention_slots(c: Config, prefix: str, layer: int, ratio: int) -> Iterator[_Slot]:
@@ -322,7 +358,11 @@ def _parameter(slot: _Slot, found: _Found | None, tensors: Mapping[str, TensorSp
     extra = next((found.weights[key] for key in found.weights.keys() - set(keys)), None)
     if extra:
         raise SourceError(
-            "expert beyond n_routed_experts", where=extra, expected=f"{slot.shape[0]} experts", remedy=_AGAIN
+            "expert beyond n_routed_experts",
+            where=extra,
+            found="an expert of that number",
+            expected=f"{slot.shape[0]} experts, the first of which is 0",
+            remedy=_AGAIN,
         )
     parts: list[Part] = []
     checked: dict[tuple[object, ...], _Stored] = {}
@@ -333,11 +373,17 @@ def _parameter(slot: _Slot, found: _Found | None, tensors: Mapping[str, TensorSp
         spec, scale = tensors[part.weight], tensors[part.scale] if part.scale else None
         alike = (spec.dtype, spec.shape, scale and (scale.dtype, scale.shape))
         if alike not in checked:
-            checked[alike] = _check_part(part, slot.shape[1:] if stacked else slot.shape, tensors, c)
+            checked[alike] = _check_part(part, slot, slot.shape[1:] if stacked else slot.shape, tensors, c)
         parts.append(part)
     encodings = set(checked.values())
     for name in found.scales.values():
-        raise SourceError("scale without its weight", where=name, remedy=_AGAIN)
+        raise SourceError(
+            "scale without its weight",
+            where=name,
+            found="the scale alone",
+            expected=name.removesuffix("scale") + "weight",
+            remedy=_AGAIN,
+        )
     if len(encodings) > 1:
         raise SourceError(
             "experts of one projection are stored in different ways",
@@ -368,34 +414,64 @@ _Stored = tuple[Encoding, str, tuple[int, int]]
 def _raise_missing(slot: _Slot, expert: int | None) -> None:
     raise SourceError(
         "missing tensor" if expert is None else f"missing expert {expert}",
-        where=slot.path,
-        found="no tensor in the source makes it",
-        expected=f"{list(slot.shape)}, as config.json has it",
+        where=published_name(slot.path, expert),
+        found=f"no tensor in the source makes {slot.path}",
+        expected=f"{list(slot.shape if expert is None else slot.shape[1:])}, as config.json has it",
         remedy=_AGAIN,
     )
 
 
-def _check_part(part: Part, shape: tuple[int, ...], tensors: Mapping[str, TensorSpec], c: Config) -> _Stored:
+def published_name(path: str, expert: int | None = None) -> str:
+    """The published name of the weight at an MLX path, of one expert's where it is stacked."""
+    layer = next(iter(re.findall(r"layers\.(\d+)\.", path)), "0")
+    for pattern, _ in published_names():
+        for name in _spelled(pattern.pattern, {"layer": layer, "expert": str(expert), "param": "weight"}):
+            if (match := pattern.fullmatch(name)) and match.expand(dict(published_names())[pattern]) == path:
+                return name
+    return path
+
+
+def _spelled(pattern: str, values: Mapping[str, str]) -> list[str]:
+    """The names that a pattern stands for: its groups at their values, or at each of their alternatives."""
+    names = [""]
+    for literal, group, choices in re.findall(r"((?:[^()])*)(?:\(\?P<(\w+)>([^()]*)\))?", pattern):
+        options = [values[group]] if group in values else choices.split("|")
+        names = [name + literal + option for name in names for option in options]
+    return [name.replace("\\", "") for name in names]
+
+
+def _check_part(
+    part: Part, slot: _Slot, shape: tuple[int, ...], tensors: Mapping[str, TensorSpec], c: Config
+) -> _Stored:
     """The encoding, decoded dtype and scale block of one published tensor whose logical shape must be `shape`."""
     spec = tensors[part.weight]
     encoding: Encoding
+    encoded = ("I8", "F8_E4M3") if slot.quantizable else ()
+    if spec.dtype not in (*slot.dtypes, *encoded):
+        raise SourceError(
+            "dtype that DeepSeek-V4 does not use here",
+            where=part.weight,
+            found=spec.dtype,
+            expected=" or ".join((*slot.dtypes, *encoded)),
+            remedy=f"{_AGAIN}, or update hubtool",
+        )
     if spec.dtype == "I8":
         encoding, dtype, block = "fp4", "BF16", FP4_BLOCK
-        logical = (*spec.shape[:-1], spec.shape[-1] * 2)
+        logical = (*spec.shape[:-1], 2 * spec.shape[-1]) if spec.shape else ()
     elif spec.dtype == "F8_E4M3":
         if c.quantization_config is None:
             raise SourceError(
-                "FP8 weights without weight_block_size", where="config.json: quantization_config", remedy=_AGAIN
+                "FP8 weights without weight_block_size",
+                where="config.json: quantization_config",
+                found=f"{part.weight} in F8_E4M3",
+                expected="weight_block_size, [128, 128] say",
+                remedy=_AGAIN,
             )
         encoding, dtype, block = "fp8", "BF16", c.quantization_config.weight_block_size
         logical = spec.shape
-    elif spec.dtype in ("BF16", "F32", "I64", "I32"):
+    else:
         encoding, dtype, block = "plain", spec.dtype, (1, 1)
         logical = spec.shape
-    else:
-        raise SourceError(
-            "dtype that DeepSeek-V4 does not use", where=part.weight, found=spec.dtype, remedy="update hubtool"
-        )
     if logical != shape:
         raise SourceError(
             "shape contradicts config.json",
@@ -421,6 +497,7 @@ def _check_scale(
                 "scale beside a weight that is not encoded",
                 where=part.scale,
                 found=f"{part.weight} is {tensors[part.weight].dtype}",
+                expected="no scale",
                 remedy=_AGAIN,
             )
         return
@@ -450,7 +527,11 @@ def _dropped(unmapped: list[str], tensors: Mapping[str, TensorSpec]) -> tuple[Dr
         match = _DROPPED_PREFIX.match(name)
         if match is None:
             raise SourceError(
-                "tensor that DeepSeek-V4 does not have", where=name, remedy="update hubtool, or report the checkpoint"
+                "tensor that DeepSeek-V4 does not have",
+                where=name,
+                found=f"{tensors[name].dtype} {list(tensors[name].shape)}",
+                expected="names as deepseek-ai publishes them",
+                remedy="update hubtool, or report the checkpoint",
             )
         groups[match[1]].append(tensors[name])
     return tuple(
