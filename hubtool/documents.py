@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from hubtool.card import read_prose, render_card
+from hubtool.errors import OutputError
 from hubtool.journal import write_beside
 from hubtool.provenance import make_statements
 from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, Record, SiblingRecord, encode_record
@@ -54,7 +55,12 @@ def write_documents_of(folder: Path, record: Record, wording: Wording = PLAIN) -
     """
     path = folder / CARD_FILE
     assets = sorted(path.relative_to(folder).as_posix() for path in (folder / ASSETS_PREFIX).glob("*.png"))
-    card = path.read_text("utf-8") if path.is_file() else ""
+    try:
+        card = path.read_text("utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise OutputError(
+            "the card is not text", where=path, found=str(error), expected="UTF-8", remedy="mend or remove it"
+        ) from error
     for name, content in documents_of(record, card, assets, wording).items():
         if not (folder / name).is_file() or (folder / name).read_bytes() != content:
             write_beside(folder / name, content)

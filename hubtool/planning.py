@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hubtool.architectures import read_model
-from hubtool.errors import SourceError
+from hubtool.errors import SourceError, UsageError
 from hubtool.journal import STATE_DIR
 from hubtool.measure import Measurement, measure, measure_files
 from hubtool.plan import Plan, make_plan
@@ -38,12 +38,22 @@ def open_source(
     Raises:
         SourceError: There is no such folder.
         HubError: There is no such repo or revision, or the Hub does not let it be read.
-        UsageError: `base_model` is not one or contradicts what is known; `disk_limit` is too small.
+        UsageError: `base_model` is not one or contradicts what is known; `disk_limit` is too small; `out` lies in the
+            source.
     """
     stated = parse_base_model(base_model) if base_model else UNKNOWN
     repo = parse_spec(spec)
     if repo is None:
-        return LocalSource(Path(spec), stated)
+        source = LocalSource(Path(spec), stated)
+        if out is not None and out.resolve().is_relative_to(source.folder.resolve()):
+            raise UsageError(
+                "the output would lie in the source, which is never written to",
+                where=out,
+                found=f"a folder of {spec}",
+                expected="a folder outside it",
+                remedy="give another --out",
+            )
+        return source
     from hubtool.downloads import Storage  # the Hub's client takes longer to import than a plan to make
     from hubtool.hub_source import HubSource
 

@@ -84,7 +84,7 @@ _LOSSLESS: Mapping[str, Format] = {
 
 
 class _RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    match: str | list[str]
+    match: str | Annotated[list[str], msgspec.Meta(min_length=1)]
     mode: Mode
     bits: int | None = None
     group_size: int | None = None
@@ -197,7 +197,9 @@ def load_recipe(name: str) -> Recipe:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise RecipeError("no such recipe file", where=name, remedy="check the path")
+            raise RecipeError(
+                "no such recipe file", where=name, found="nothing", expected="a TOML file", remedy="check the path"
+            )
     else:
         path = recipes_dir() / f"{name}.toml"
         if name not in recipe_names():
@@ -209,9 +211,11 @@ def load_recipe(name: str) -> Recipe:
                 remedy="take one of these, or a file that ends in .toml",
             )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # as it is, so that its hash is the file's
     except UnicodeDecodeError as error:
-        raise RecipeError("not TOML", where=path.name, found=str(error), remedy="mend the file") from error
+        raise RecipeError(
+            "not TOML", where=path.name, found=str(error), expected="UTF-8", remedy="mend the file"
+        ) from error
     return parse_recipe(text, path.name)
 
 
@@ -224,8 +228,6 @@ def parse_recipe(text: str, file: str) -> Recipe:
     """
     try:
         table = msgspec.convert(tomllib.loads(text), _RecipeTable)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError("not TOML", where=file, found=str(error), remedy="mend the file") from error
     except msgspec.ValidationError as error:
         raise RecipeError(
             "cannot be used",
@@ -234,6 +236,8 @@ def parse_recipe(text: str, file: str) -> Recipe:
             expected=f"keys {', '.join(_RuleTable.__struct_fields__)} in each [[rule]]",
             remedy="mend the file",
         ) from error
+    except (ValueError, RecursionError) as error:  # tomllib's own error is a ValueError, as that of an endless number
+        raise RecipeError("not TOML", where=file, found=str(error), expected="TOML", remedy="mend the file") from error
     rules = tuple(_rule(number, rule, file) for number, rule in enumerate(table.rule, 1))
     return Recipe(file.removesuffix(".toml"), file, text, table.summary, table.description, rules)
 

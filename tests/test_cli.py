@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ import hubtool as package
 from hubtool.cli import cli
 from hubtool.cli.console import Console, table
 from hubtool.cli.target import is_loopback
+from tests.checkpoints import copied, file_bytes
 from tests.fixtures import CommandLine, Samples
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -131,6 +133,48 @@ def test_errors_are_json_lines_too(hubtool: CommandLine, tmp_path: Path) -> None
         "error": f"{tmp_path / 'absent'}: no such folder: found nothing, expected the folder of a checkpoint, "
         "or ORG/NAME on the Hub; check the path of the checkpoint"
     }
+
+
+def test_wrong_usage_is_a_json_line_too(hubtool: CommandLine) -> None:
+    outcome = hubtool("plan", "somewhere", "--json", "--recipes", "native")
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert "--recipes" in json.loads(outcome.stderr)["error"]
+
+
+def test_run_log_holds_what_was_done_and_what_failed(sample: Samples, hubtool: CommandLine, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    hubtool("convert", sample("mini"), "--recipe", "native", "--out", out, "-q")
+    hubtool("convert", sample("mini"), "--recipe", "bf16", "--out", out)
+    lines = [json.loads(line) for line in (out / ".hubtool" / "log").read_text().splitlines()]
+    assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
+    assert [line["done"] for line in lines if "done" in line] == ["convert", "measure"]
+    assert [line["error"].partition(": found")[0] for line in lines if "error" in line] == [
+        f"{out}: the output folder was begun with something else"
+    ]
+
+
+def test_output_inside_the_source_is_refused(sample: Samples, hubtool: CommandLine, tmp_path: Path) -> None:
+    source = copied(sample("mini"), tmp_path / "source")
+    before = file_bytes(source)
+    for option, folder in (("--out", source / "out"), ("--out-root", source), ("--out", source)):
+        outcome = hubtool("convert", source, "--recipe", "native", option, folder)
+        assert outcome.code == 2
+        assert "the output would lie in the source" in outcome.stderr
+    assert file_bytes(source) == before
+
+
+@pytest.mark.parametrize("name", ["file/sample", "x" * 300])
+def test_sample_that_cannot_be_written_says_so(name: str, hubtool: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    outcome = hubtool("sample", tmp_path / name)
+    assert outcome.code == 1
+    assert "cannot be written" in outcome.stderr
+
+
+def test_reader_that_has_seen_enough_is_no_bug() -> None:
+    command = f"{sys.executable} -m hubtool recipes native | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (done.returncode, done.stderr) in ((0, ""), (1, ""))  # 0 where the pipe took it all in time
 
 
 def test_sample_is_written_by_its_command(hubtool: CommandLine, tmp_path: Path) -> None:

@@ -115,6 +115,12 @@ def test_rule_that_quantizes_passes_over_what_cannot_be_quantized() -> None:
 AFFINE = 'mode = "affine"\nbits = 4\ngroup_size = 64\n'
 
 REFUSED = {
+    "endless number": (f"bits = {'9' * 5000}", r"mine\.toml: not TOML: found .+; mend the file"),
+    "nested too deep": (f"match = {'[' * 5000}", r"mine\.toml: not TOML: found .+; mend the file"),
+    "no pattern": (
+        f'summary = "s"\n[[rule]]\nmatch = []\n{AFFINE}',
+        r"mine\.toml: rule 1: cannot be used: found .+; mend the file",
+    ),
     "not TOML": ("match = ", r"mine\.toml: not TOML: found .+; mend the file"),
     "no rule": ('summary = "s"', r"mine\.toml: cannot be used: found Object missing required field `rule`, .+"),
     "empty list of rules": ('summary = "s"\nrule = []', r"mine\.toml: cannot be used: found Expected `array` .+"),
@@ -226,7 +232,12 @@ def test_name_of_no_recipe_is_refused(name: str, sample: Samples, refused: Refus
 
 def test_absent_recipe_file_is_refused(sample: Samples, refused: Refusal, tmp_path: Path) -> None:
     path = tmp_path / "absent.toml"
-    refused(sample("mini"), f"{path}: no such recipe file; check the path", recipe=path, code=2)
+    refused(
+        sample("mini"),
+        f"{path}: no such recipe file: found nothing, expected a TOML file; check the path",
+        recipe=path,
+        code=2,
+    )
 
 
 def test_optional_rule_may_match_nothing(sample: Samples, hubtool: CommandLine, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: one file a command; here they are put together, and errors become exit codes."""
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -25,6 +26,9 @@ from hubtool.cli import (
 )
 from hubtool.cli.console import Console
 from hubtool.errors import HubtoolError, InterruptedByUser
+
+EXTRAS = {"starlette": "rehearse", "uvicorn": "rehearse"}
+"""Which extra brings a package that is imported where it is needed."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -56,7 +60,14 @@ for command in (release.status, release.withdraw):
 def main() -> None:
     """Run the command line: 0 done, 1 failed or problems found, 2 usage, 75 memory guard, 130 interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the answer has seen enough; nothing is left that could be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = HubtoolError.exit_code
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -74,22 +85,32 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as exit_request:
         return exit_request.exit_code
     except click.ClickException as error:
-        error.show()
+        if "--json" in arguments:
+            Console(json_mode=True).error(error.format_message())
+        else:
+            error.show()
         return error.exit_code
     except HubtoolError as error:
         context_console.error(str(error))
         return error.exit_code
     except ImportError as error:
         return _explain(error, context_console)
-    except (KeyboardInterrupt, click.Abort):
+    except click.Abort:
+        context_console.error("not done: the question was not answered with yes")
+        return HubtoolError.exit_code
+    except KeyboardInterrupt:
         context_console.error("interrupted; what is done is kept: run the same command again and it goes on")
         return InterruptedByUser.exit_code
 
 
 def _explain(error: ImportError, console: Console) -> int:
-    """Say what is wrong with MLX's backend, if that is why a module did not load; any other ImportError is raised."""
+    """Say which extra is not installed, or what is wrong with MLX's backend; any other ImportError is raised."""
     from hubtool.device import require_backend
 
+    extra = EXTRAS.get((error.name or "").partition(".")[0])
+    if extra:
+        console.error(f"needs the extra {extra}: {error}; pip install 'hubtool[{extra}]'")
+        return HubtoolError.exit_code
     try:
         require_backend()
     except HubtoolError as missing:

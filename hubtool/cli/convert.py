@@ -52,6 +52,7 @@ def command(
     if (out is None) == (out_root is None) or (out and len(recipes) > 1):
         raise UsageError("needs --out for one recipe, or --out-root for several", found=f"{len(recipes)} recipes")
     download_to = out or out_root
+    console.log_to(Path(out or out_root or ""))
     with closing(
         open_source(source, base_model, out=download_to, disk_limit=disk_limit, keep_source=keep_source)
     ) as opened:

@@ -85,6 +85,7 @@ def command(
     from hubtool.release import check_before
 
     folder = folder or Path(to.repo.rpartition("/")[2])
+    console.log_to(folder)
     with closing(open_source(source, base_model, out=folder, disk_limit=disk_limit, keep_source=keep_source)) as opened:
         check_before(opened, to.repo, console)
         (plan,) = plan_source(opened, [recipe])

@@ -34,6 +34,7 @@ def command(console: Console, folder: Path, to: "Destination | None", *, dry_run
     record = read_record(folder) if folder.is_dir() else None
     if record is None:
         raise RecordError("no record", where=folder, expected=RECORD_FILE, remedy="give a folder that hubtool made")
+    console.log_to(folder)
     api = open_hub()
     converted = Converted(folder, record, fresh=False)
     if dry_run:

@@ -64,6 +64,7 @@ def command(
     from hubtool.validate.guard import Limits
     from hubtool.validate.ladder import Request, default_limit, validate
 
+    console.log_to(folder)
     record = require_record(folder)
     named = zip(RUNGS, (integrity, load, smoke, streamed), strict=True)
     limits = Limits(memory_limit or default_limit(), max_swap_growth, max_pressure, grace=grace)

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hubtool.errors import OutputError
+from hubtool.journal import writing
 from hubtool.sample.layout import published_config, published_layout, published_shards
 from hubtool.sample.shapes import (
     BASE_LIKE,
@@ -117,8 +118,15 @@ def write_sample(folder: Path, shape: SampleShape = TINY, seed: int = 0) -> Path
     """
     folder = folder.absolute()
     layout = published_layout(shape)
-    _check_room(folder, sum(spec.nbytes for spec in layout) + MB)
     weights = RandomWeights({spec.name: spec for spec in layout}, shape.n_routed_experts, seed)
+    with writing(folder):
+        _check_room(folder, sum(spec.nbytes for spec in layout) + MB)
+        _write_staged(folder, shape, weights)
+    return folder
+
+
+def _write_staged(folder: Path, shape: SampleShape, weights: RandomWeights) -> None:
+    """Write the whole checkpoint beside its folder, then give it its name."""
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as workspace:
         staged = Path(workspace) / folder.name
         staged.mkdir()
@@ -128,7 +136,6 @@ def write_sample(folder: Path, shape: SampleShape = TINY, seed: int = 0) -> Path
             _write_json(staged / name, document)
         write_documents(staged, shape)
         staged.replace(folder)
-    return folder
 
 
 def write_documents(folder: Path, shape: SampleShape) -> None:
