@@ -588,9 +588,8 @@ class Attention(nn.Module):
         return chosen, max(width + self.indexer.topk * (self.n_heads + self.head_dim), self.indexer.n_heads * t)
 
 
-@partial(mx.compile, shapeless=True)
-def _balanced(comb: mx.array, eps: float, iterations: int) -> mx.array:
-    """Sinkhorn-Knopp: positive matrices [B, S, M, M] made to have columns, and nearly rows, that sum to 1."""
+def _sinkhorn(comb: mx.array, eps: float, iterations: int) -> mx.array:
+    """Positive matrices [B, S, M, M] made to have columns, and nearly rows, that sum to 1 (Sinkhorn-Knopp)."""
     # Tokens last, so that the inner loops are long.
     comb = mx.contiguous(comb.transpose(2, 3, 0, 1))
     comb = comb / (comb.sum(axis=0, keepdims=True) + eps)
@@ -598,6 +597,15 @@ def _balanced(comb: mx.array, eps: float, iterations: int) -> mx.array:
         comb = comb / (comb.sum(axis=1, keepdims=True) + eps)
         comb = comb / (comb.sum(axis=0, keepdims=True) + eps)
     return comb.transpose(2, 3, 0, 1)
+
+
+_compiled_sinkhorn = mx.compile(_sinkhorn, shapeless=True)
+
+
+def _balanced(comb: mx.array, eps: float, iterations: int) -> mx.array:
+    # Compiled without shapes, MLX 0.32 crashes on a sum along an axis of one.
+    balance = _sinkhorn if comb.shape[-1] == 1 else _compiled_sinkhorn
+    return balance(comb, eps, iterations)
 
 
 def _mix_plain(
@@ -774,7 +782,9 @@ def _sqrt_softplus(x: mx.array) -> mx.array:
 @partial(mx.compile, shapeless=True)
 def _combine(routed: mx.array, weights: mx.array, shared: mx.array) -> mx.array:
     """[B, S, C] of the routed experts' outputs [B, S, topk, C], their weights, and the shared expert's output."""
-    return (routed * mx.expand_dims(weights, -1)).sum(axis=-2).astype(shared.dtype) + shared
+    # A product, not a sum: topk may be 1 (see _balanced), and on a CPU long prompts are faster.
+    routed = mx.expand_dims(weights, -2) @ routed.astype(mx.float32)
+    return routed.squeeze(-2).astype(shared.dtype) + shared
 
 
 class Gate(nn.Module):

@@ -1,5 +1,9 @@
 """The model computes what the reference does, in one pass or in any chunks, greedily or not."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -8,6 +12,8 @@ from mlx_lm.generate import generate_step
 from hubtool.runtime import deepseek_v4
 from tests.runtime.conftest import Goldens, Models, load_random
 from tests.runtime.random_checkpoint import CONTINUATION, PROMPT, SHAPES, random_config, random_tokens
+
+ROOT = Path(__file__).parents[2]
 
 EXACT = 5e-4
 """Largest difference of a logit, at a standard deviation of 3."""
@@ -82,6 +88,31 @@ def test_a_prompt_of_one_token_and_short_ones_work(models: Models, shape: str) -
     full = model(tokens)
     for length in range(1, 10):
         assert difference(model(tokens[:, :length]), full[:, :length]) <= SAME
+
+
+@pytest.mark.parametrize("change", [{"hc_mult": 1}, {"num_experts_per_tok": 1}])
+def test_one_stream_and_one_expert_run(change: dict[str, int]) -> None:
+    """In a process of its own: MLX used to crash on them."""
+    code = f"""
+import mlx.core as mx
+from tests.runtime.conftest import load_random
+from tests.runtime.random_checkpoint import random_config
+model = load_random(random_config("mixed", **{change}))
+ids = mx.array([[3, 1, 4, 1, 5, 9]])
+full, cache = model(ids), model.make_cache()
+steps = mx.concatenate([model(ids[:, i : i + 1], cache) for i in range(6)], axis=1)
+assert mx.abs(full - steps).max() < {SAME}
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+def test_one_stream_is_balanced_as_several_are() -> None:
+    comb = mx.array([[[[0.3]], [[2.0]]]])
+    expected = np.array(comb)
+    for _ in range(5):
+        expected = expected / (expected + 0.1)
+    assert difference(deepseek_v4._balanced(comb, 0.1, 3), expected) < 1e-6
 
 
 def test_shapes_reach_every_part() -> None:
