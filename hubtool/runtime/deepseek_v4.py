@@ -54,7 +54,6 @@ class ModelArgs(BaseModelArgs):
     num_experts_per_tok: int = 6
     num_hash_layers: int = 3
     scoring_func: str = "sqrtsoftplus"
-    norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.5
     swiglu_limit: float = 10.0
     hc_mult: int = 4
@@ -794,7 +793,6 @@ class Gate(nn.Module):
         super().__init__()
         self.topk = args.num_experts_per_tok
         self.scoring_func = args.scoring_func
-        self.norm_topk_prob = args.norm_topk_prob
         self.scaling = args.routed_scaling_factor
         self.weight = mx.zeros((args.n_routed_experts, args.hidden_size))
         if layer_idx < args.num_hash_layers:
@@ -818,8 +816,8 @@ class Gate(nn.Module):
             biased = scores + self.e_score_correction_bias
             experts = mx.argpartition(-biased, self.topk - 1, axis=-1)[..., : self.topk]
         weights = mx.take_along_axis(scores, experts, axis=-1)
-        if self.norm_topk_prob:
-            weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
+        # Whatever norm_topk_prob says, as in transformers.
+        weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
         return experts, weights * self.scaling
 
 

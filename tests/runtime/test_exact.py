@@ -69,6 +69,12 @@ def test_other_scoring_functions_follow_their_definition(scoring_func: str) -> N
     assert np.allclose(np.array(weights[0]), 1.5 * chosen / chosen.sum(axis=-1, keepdims=True), atol=1e-5)
 
 
+def test_weights_are_normalised_whatever_norm_topk_prob_says(models: Models, goldens: Goldens) -> None:
+    tokens = goldens("mixed").tokens[:, :20]
+    told_not_to = load_random(random_config("mixed", norm_topk_prob=False))
+    assert difference(told_not_to(tokens), models("mixed")(tokens)) == 0
+
+
 def test_untied_and_tied_heads(goldens: Goldens) -> None:
     model = load_random(random_config("mixed"))
     tied = deepseek_v4.Model(deepseek_v4.ModelArgs.from_dict(random_config("mixed", tie_word_embeddings=True)))
