@@ -72,6 +72,10 @@ class ModelArgs(BaseModelArgs):
             raise ValueError(
                 f"compress_ratios has {len(self.compress_ratios)} entries for {self.num_hidden_layers} layers."
             )
+        if self.scoring_func not in _SCORES:
+            raise ValueError(f"scoring_func is {self.scoring_func!r}, expected one of {', '.join(_SCORES)}.")
+        if self.swiglu_limit is None:
+            raise ValueError("swiglu_limit is null, expected a number.")
 
 
 def _overlaps(ratio: int) -> bool:
@@ -778,6 +782,10 @@ def _sqrt_softplus(x: mx.array) -> mx.array:
     return mx.sqrt(nn.softplus(x))
 
 
+# By scoring_func. Softmax has no agreed meaning: transformers lists it and fails on it.
+_SCORES: dict[str, Callable[[mx.array], mx.array]] = {"sqrtsoftplus": _sqrt_softplus, "sigmoid": mx.sigmoid}
+
+
 @partial(mx.compile, shapeless=True)
 def _combine(routed: mx.array, weights: mx.array, shared: mx.array) -> mx.array:
     """[B, S, C] of the routed experts' outputs [B, S, topk, C], their weights, and the shared expert's output."""
@@ -803,12 +811,7 @@ class Gate(nn.Module):
     def __call__(self, x: mx.array, inputs: mx.array) -> tuple[mx.array, mx.array]:
         """Experts [B, S, topk] of each token and their weights in float32."""
         logits = x.astype(mx.float32) @ self.weight.T
-        if self.scoring_func == "sqrtsoftplus":
-            scores = _sqrt_softplus(logits)
-        elif self.scoring_func == "sigmoid":
-            scores = mx.sigmoid(logits)
-        else:
-            scores = mx.softmax(logits, axis=-1)
+        scores = _SCORES[self.scoring_func](logits)
         if "tid2eid" in self:
             experts = self.tid2eid[inputs]
         else:

@@ -58,14 +58,12 @@ def test_queries_in_slices_give_the_same_logits(
         assert difference(models(shape)(goldens(shape).tokens), expected) <= SAME
 
 
-@pytest.mark.parametrize("scoring_func", ["sigmoid", "softmax"])
-def test_other_scoring_functions_follow_their_definition(scoring_func: str) -> None:
-    gate = load_random(random_config("mixed", scoring_func=scoring_func)).layers[2].ffn.gate
+def test_sigmoids_can_be_the_scores() -> None:
+    gate = load_random(random_config("mixed", scoring_func="sigmoid")).layers[2].ffn.gate
     x = mx.random.normal((1, 5, 64), key=mx.random.key(0))
     experts, weights = gate(x, mx.zeros((1, 5), mx.int32))
     logits = np.array(x[0] @ gate.weight.T, np.float64)
-    scores = 1 / (1 + np.exp(-logits)) if scoring_func == "sigmoid" else np.exp(logits)
-    chosen = np.take_along_axis(scores, np.array(experts[0]), axis=-1)
+    chosen = np.take_along_axis(1 / (1 + np.exp(-logits)), np.array(experts[0]), axis=-1)
     assert np.allclose(np.array(weights[0]), 1.5 * chosen / chosen.sum(axis=-1, keepdims=True), atol=1e-5)
 
 
@@ -84,9 +82,17 @@ def test_untied_and_tied_heads(goldens: Goldens) -> None:
     assert difference(tied(tokens), model(tokens)) == 0
 
 
-def test_fewer_ratios_than_layers_are_refused() -> None:
-    with pytest.raises(ValueError, match="compress_ratios has 3 entries for 5 layers"):
-        deepseek_v4.ModelArgs.from_dict(random_config("mixed", compress_ratios=[0, 4, 128]))
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"compress_ratios": [0, 4, 128]}, "compress_ratios has 3 entries for 5 layers"),
+        ({"scoring_func": "softmax"}, "scoring_func is 'softmax', expected one of sqrtsoftplus, sigmoid"),
+        ({"swiglu_limit": None}, "swiglu_limit is null"),
+    ],
+)
+def test_what_the_model_would_get_wrong_is_refused(change: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        deepseek_v4.Model(deepseek_v4.ModelArgs.from_dict(random_config("mixed", **change)))
 
 
 def test_a_prompt_of_one_token_and_short_ones_work(models: Models, shape: str) -> None:
