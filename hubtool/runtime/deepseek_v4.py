@@ -65,8 +65,16 @@ class ModelArgs(BaseModelArgs):
     rope_scaling: dict[str, Any] | None = None
     max_position_embeddings: int = 1048576
     tie_word_embeddings: bool = False
+    # As transformers 5 spells compress_ratios, num_hash_layers, rope_scaling with both thetas, and qk_rope_head_dim.
+    layer_types: list[str] | None = None
+    compress_rates: dict[str, int] | None = None
+    mlp_layer_types: list[str] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    partial_rotary_factor: float | None = None
 
     def __post_init__(self) -> None:
+        self._read_layer_types()
+        self._read_rope()
         # The list goes on after the decoder layers with the MTP stages, which are not part of this model.
         if len(self.compress_ratios) < self.num_hidden_layers:
             raise ValueError(
@@ -76,6 +84,45 @@ class ModelArgs(BaseModelArgs):
             raise ValueError(f"scoring_func is {self.scoring_func!r}, expected one of {', '.join(_SCORES)}.")
         if self.swiglu_limit is None:
             raise ValueError("swiglu_limit is null, expected a number.")
+
+    def _read_layer_types(self) -> None:
+        if self.layer_types:
+            rates = {"sliding_attention": 0, "compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
+            rates |= self.compress_rates or {}
+            if not set(self.layer_types) <= set(rates):
+                raise ValueError(f"layer_types has {set(self.layer_types) - set(rates)}, expected {', '.join(rates)}.")
+            if any(_overlaps(rate) != (kind == "compressed_sparse_attention") for kind, rate in rates.items()):
+                raise ValueError(f"compress_rates are {rates}, expected 4 where attention is sparse, and only there.")
+            ratios = [rates[kind] for kind in self.layer_types]
+            if self.compress_ratios and self.compress_ratios[: len(ratios)] != ratios:
+                raise ValueError("compress_ratios and layer_types contradict each other.")
+            self.compress_ratios = ratios
+        if self.mlp_layer_types:
+            self.num_hash_layers = self.mlp_layer_types.count("hash_moe")
+            scored = len(self.mlp_layer_types) - self.num_hash_layers
+            if self.mlp_layer_types != ["hash_moe"] * self.num_hash_layers + ["moe"] * scored:
+                raise ValueError("mlp_layer_types must be some hash_moe, then moe.")
+
+    def _read_rope(self) -> None:
+        given = self.rope_scaling or self.rope_parameters or {}
+        main, compress = {"rope_theta": self.rope_theta}, given
+        if "main" in given or "compress" in given:
+            main = {**main, **(given.get("main") or {})}
+            # Where it does not stand here, transformers works out a factor that DeepSeek-V4 does not have.
+            compress = {"attention_factor": None, **(given.get("compress") or {})}
+            if main.get("rope_type", "default") != "default" or "rope_theta" not in compress:
+                raise ValueError(f"rope_parameters are {given}, expected default for main, and a theta for compress.")
+            self.rope_theta, self.compress_rope_theta = main["rope_theta"], compress["rope_theta"]
+        elif given.get("rope_theta", self.rope_theta) not in (self.rope_theta, self.compress_rope_theta):
+            raise ValueError(
+                f"rope_parameters have theta {given['rope_theta']}: for which layers does not stand there."
+            )
+        fractions = (self.partial_rotary_factor, *(part.get("partial_rotary_factor") for part in (main, compress)))
+        dims = {int(self.head_dim * fraction) for fraction in fractions if fraction is not None}
+        if len(dims) > 1:
+            raise ValueError(f"partial_rotary_factor gives {sorted(dims)} dims, expected the same everywhere.")
+        self.qk_rope_head_dim = dims.pop() if dims else self.qk_rope_head_dim
+        self.rope_scaling = compress
 
 
 def _overlaps(ratio: int) -> bool:
@@ -90,18 +137,21 @@ class Rope:
         wavelengths = mx.array([base ** (i / dims) for i in range(0, dims, 2)])  # in tokens per radian
         self.inv_freq = 1 / wavelengths  # [dims / 2]
         scaling = scaling or {}
-        if scaling.get("type", scaling.get("rope_type")) != "yarn":
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind == "default":
             return
+        if kind != "yarn" or not scaling.get("factor") or scaling.get("attention_factor", 1) != 1:
+            # YaRN's factor on the length of the rotated vectors (mscale) is not used by DeepSeek-V4.
+            raise ValueError(f"RoPE is {scaling}, expected yarn with a factor and attention_factor 1, or default.")
         original = scaling.get("original_max_position_embeddings", max_positions)
 
         def dim_of(rotations: float) -> float:
             # The dim that turns this often over the original context: section 3.2 of arXiv:2309.00071.
             return dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
-        low = max(math.floor(dim_of(scaling.get("beta_fast", 32))), 0)
-        high = min(math.ceil(dim_of(scaling.get("beta_slow", 1))), dims - 1)
+        low = max(math.floor(dim_of(scaling.get("beta_fast") or 32)), 0)
+        high = min(math.ceil(dim_of(scaling.get("beta_slow") or 1)), dims - 1)
         stretched = mx.clip((mx.arange(dims // 2) - low) / max(high - low, 0.001), 0, 1)
-        # YaRN's factor on the length of the rotated vectors (mscale) is not used by DeepSeek-V4.
         self.inv_freq = (1 - stretched) / wavelengths + stretched / (scaling["factor"] * wavelengths)
 
     def __call__(self, positions: mx.array, width: int) -> mx.array:

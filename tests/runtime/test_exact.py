@@ -20,6 +20,20 @@ EXACT = 5e-4
 SAME = 1e-4
 """The same for two ways through this model."""
 
+BETAS = ("beta_fast", "beta_slow")
+YARN = {
+    "rope_type": "yarn",
+    "factor": 16,
+    "original_max_position_embeddings": 256,
+    **dict(zip(BETAS, (32, 1), strict=True)),
+}
+TYPES = [
+    {0: "sliding", 4: "compressed_sparse", 128: "heavily_compressed"}[ratio] + "_attention"
+    for ratio in SHAPES["mixed"]["compress_ratios"][:5]
+]
+OLDER = ("compress_ratios", "num_hash_layers", "rope_scaling", "qk_rope_head_dim")
+"""Keys that transformers 5 does not write."""
+
 
 def difference(logits: mx.array, expected: mx.array | np.ndarray) -> float:
     """The largest between two logits."""
@@ -88,11 +102,52 @@ def test_untied_and_tied_heads(goldens: Goldens) -> None:
         ({"compress_ratios": [0, 4, 128]}, "compress_ratios has 3 entries for 5 layers"),
         ({"scoring_func": "softmax"}, "scoring_func is 'softmax', expected one of sqrtsoftplus, sigmoid"),
         ({"swiglu_limit": None}, "swiglu_limit is null"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "expected yarn"),
+        ({"rope_scaling": {"type": "yarn"}}, "yarn with a factor"),
+        ({"rope_scaling": {**YARN, "attention_factor": 1.3}}, "attention_factor 1"),
+        ({"rope_scaling": {**YARN, "rope_theta": 5000}}, "theta 5000"),
+        ({"rope_scaling": {"main": {}, "compress": YARN}}, "a theta for compress"),
+        ({"rope_scaling": {"main": {}, "compress": {**YARN, "rope_theta": 9}}}, "attention_factor 1"),
+        ({"rope_scaling": {"main": YARN, "compress": {"rope_theta": 9}}}, "default for main"),
+        (
+            {"partial_rotary_factor": 0.5, "rope_scaling": {**YARN, "partial_rotary_factor": 0.25}},
+            "the same everywhere",
+        ),
+        ({"layer_types": ["sliding_attention"] * 5}, "contradict each other"),
+        ({"layer_types": ["full_attention"] * 5, "compress_ratios": []}, "layer_types has {'full_attention'}"),
+        ({"layer_types": TYPES, "compress_rates": {"heavily_compressed_attention": 4}}, "only there"),
+        ({"mlp_layer_types": ["moe", "hash_moe"]}, "some hash_moe, then moe"),
     ],
 )
 def test_what_the_model_would_get_wrong_is_refused(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         deepseek_v4.Model(deepseek_v4.ModelArgs.from_dict(random_config("mixed", **change)))
+
+
+def test_config_as_transformers_5_writes_it_means_the_same() -> None:
+    published = deepseek_v4.ModelArgs.from_dict(random_config("mixed"))
+    expected = deepseek_v4.Model(published)
+    nested = {
+        "main": {"rope_type": "default", "rope_theta": 10000, "partial_rotary_factor": 0.5},
+        "compress": {**YARN, "rope_theta": 160000, "partial_rotary_factor": 0.5, "attention_factor": 1.0},
+    }
+    newer = {key: value for key, value in random_config("mixed").items() if key not in OLDER}
+    newer |= {"layer_types": TYPES, "mlp_layer_types": ["hash_moe", *["moe"] * 4]}
+    for changes in (
+        {"rope_parameters": nested, "rope_theta": 1, "compress_rope_theta": 1},
+        {"rope_parameters": {**YARN, "rope_theta": 10000}, "partial_rotary_factor": 0.5},
+    ):
+        args = deepseek_v4.ModelArgs.from_dict(newer | changes)
+        assert args.compress_ratios == published.compress_ratios[:5]
+        assert args.num_hash_layers == 1
+        assert args.qk_rope_head_dim == 32
+        for found, wanted in zip(deepseek_v4.Model(args).model._ropes, expected.model._ropes, strict=True):
+            assert mx.array_equal(found.inv_freq, wanted.inv_freq)
+
+
+def test_null_betas_are_the_defaults() -> None:
+    ropes = [deepseek_v4.Rope(32, 160000, scaling, 4096) for scaling in (YARN, YARN | dict.fromkeys(BETAS))]
+    assert mx.array_equal(ropes[0].inv_freq, ropes[1].inv_freq)
 
 
 def test_a_prompt_of_one_token_and_short_ones_work(models: Models, shape: str) -> None:
