@@ -50,7 +50,6 @@ class ModelArgs(BaseModelArgs):
     index_topk: int = 512
     moe_intermediate_size: int = 2048
     n_routed_experts: int = 256
-    n_shared_experts: int = 1
     num_experts_per_tok: int = 6
     num_hash_layers: int = 3
     scoring_func: str = "sqrtsoftplus"
@@ -817,7 +816,7 @@ class LimitedSwiGLU(nn.Module):
 class MLP(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
-        dims = args.moe_intermediate_size * args.n_shared_experts
+        dims = args.moe_intermediate_size  # whatever n_shared_experts says, as in transformers
         self.gate_proj = nn.Linear(args.hidden_size, dims, bias=False)
         self.up_proj = nn.Linear(args.hidden_size, dims, bias=False)
         self.down_proj = nn.Linear(dims, args.hidden_size, bias=False)

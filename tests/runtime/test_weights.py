@@ -95,6 +95,12 @@ def test_sanitize_is_idempotent(shape: str) -> None:
     assert once.keys() == parameters(model).keys()
 
 
+def test_the_shared_expert_has_one_experts_width_whatever_n_shared_experts_says() -> None:
+    config = random_config("mixed", n_shared_experts=2)
+    shared = Model(ModelArgs.from_dict(config)).layers[0].ffn.shared_experts
+    assert shared.gate_proj.weight.shape == (config["moe_intermediate_size"], config["hidden_size"])
+
+
 def test_sanitize_reads_the_other_names_and_shapes_in_use() -> None:
     model = empty("mixed")
     expected = model.sanitize(published("mixed"))
