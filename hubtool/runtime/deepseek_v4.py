@@ -376,13 +376,14 @@ class Step:
         self.plain_rotations, self.rotations = (
             Rotations(r[:, :, None] * args.head_dim**-0.5, r, mx.conjugate(r)[:, :, None]) for r in (plain, compressed)
         )
-        self.index_rotations = ropes.compressed(positions, args.index_head_dim)[:, :, None]
         self.windows: dict[int, Windows] = {}
         self.entry_rotations: dict[tuple[int, int], mx.array] = {}
         for ratio in set(args.compress_ratios[: args.num_hidden_layers]) - {0}:
             windows = self.windows[ratio] = Windows(ratio, self.first, stop, positions)
-            for width in (args.head_dim, args.index_head_dim):
+            for width in (args.head_dim, args.index_head_dim) if _overlaps(ratio) else (args.head_dim,):
                 self.entry_rotations[ratio, width] = ropes.compressed(windows.index * ratio, width)
+            if _overlaps(ratio):
+                self.index_rotations = ropes.compressed(positions, args.index_head_dim)[:, :, None]
 
     def window_mask(self, lo: int, hi: int) -> mx.array | None:
         """Which keys of the sliding window the queries lo to hi see, [1 or B, n, Q, 1, W - 1 + Q]; None for all."""

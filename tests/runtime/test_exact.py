@@ -145,6 +145,11 @@ def test_config_as_transformers_5_writes_it_means_the_same() -> None:
             assert mx.array_equal(found.inv_freq, wanted.inv_freq)
 
 
+def test_index_heads_may_be_narrower_than_what_is_rotated_where_there_is_no_indexer() -> None:
+    ratios = {"compress_ratios": [0, 128, 0, 128, 0], "index_head_dim": 16}
+    assert load_random(random_config("mixed", **ratios))(mx.array([[1, 2, 3] * 50])).shape == (1, 150, 160)
+
+
 def test_null_betas_are_the_defaults() -> None:
     ropes = [deepseek_v4.Rope(32, 160000, scaling, 4096) for scaling in (YARN, YARN | dict.fromkeys(BETAS))]
     assert mx.array_equal(ropes[0].inv_freq, ropes[1].inv_freq)
