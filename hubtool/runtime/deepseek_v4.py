@@ -971,13 +971,13 @@ class Model(nn.Module):
         return self.model.embed_tokens.as_linear(h) if self.args.tie_word_embeddings else self.lm_head(h)
 
     def _own(self, cache: list[Any] | None, batch: int) -> list[DeepseekV4Cache]:
+        """A cache of this model's classes for `batch` sequences: the given list, in which others are replaced."""
         if cache is None:
             cache = self.make_cache()
         for i, layer_cache in enumerate(cache):
             if not isinstance(layer_cache, DeepseekV4Cache):
-                cache[i] = DeepseekV4Cache.from_state(
-                    layer_cache.state
-                )  # which load_prompt_cache left in another class
+                # load_prompt_cache left it in another class.
+                cache[i] = DeepseekV4Cache.from_state(layer_cache.state)
             if cache[i].empty() and len(cache[i].offset) == 1:
                 cache[i].offset *= batch
         return cache
