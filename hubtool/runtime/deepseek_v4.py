@@ -70,6 +70,7 @@ class ModelArgs(BaseModelArgs):
     mlp_layer_types: list[str] | None = None
     rope_parameters: dict[str, Any] | None = None
     partial_rotary_factor: float | None = None
+    quantization_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._read_layer_types()
@@ -1021,7 +1022,8 @@ class Model(nn.Module):
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Weights under this module's names, from a converted or from the published checkpoint."""
         if any(re.fullmatch(r"embed\.weight|layers\..*", name) for name in weights):
-            weights = _from_published(weights)
+            blocks = (self.args.quantization_config or {}).get("weight_block_size", [128, 128])
+            weights = _from_published(weights, blocks)
             self._quantize_as(weights)
         return {new: array for name, array in weights.items() for new, array in [_current(name, array)]}
 
@@ -1137,7 +1139,7 @@ def _current(name: str, array: mx.array) -> tuple[str, mx.array]:
     return name, array
 
 
-def _from_published(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+def _from_published(weights: dict[str, mx.array], fp8_block: list[int]) -> dict[str, mx.array]:
     """The published checkpoint under this module's names, FP4 and FP8 repacked without loss as mxfp4 and mxfp8."""
     named: dict[str, mx.array] = {}
     experts: dict[str, dict[int, mx.array]] = {}
@@ -1156,7 +1158,7 @@ def _from_published(weights: dict[str, mx.array]) -> dict[str, mx.array]:
         named[target] = mx.stack([arrays[expert] for expert in sorted(arrays)])
     for path in [name.removesuffix(".scales") for name in named if name.endswith(".scales")]:
         weight, scales = named[f"{path}.weight"], named[f"{path}.scales"]
-        named[f"{path}.weight"], named[f"{path}.scales"] = _repacked(weight, scales)
+        named[f"{path}.weight"], named[f"{path}.scales"] = _repacked(path, weight, scales, fp8_block)
     return named
 
 
@@ -1168,13 +1170,21 @@ def _published_name(name: str) -> tuple[re.Match[str] | None, str]:
     return None, name
 
 
-def _repacked(weight: mx.array, scales: mx.array) -> tuple[mx.array, mx.array]:
+def _repacked(path: str, weight: mx.array, scales: mx.array, fp8_block: list[int]) -> tuple[mx.array, mx.array]:
     """Words of MLX's mxfp4 or mxfp8 and their e8m0 bytes, one for 32 columns.
 
     FP4 [.., out, in / 2] comes as int8, two values a byte, with such scales already; FP8 [.., out, in] as uint8, with
-    one scale for a block of 128 rows and columns.
+    one scale for a block of so many rows and columns.
     """
-    if weight.dtype == mx.uint8:
-        rows, columns = weight.shape[-2:]
-        scales = mx.repeat(mx.repeat(scales, 128, axis=-2)[..., :rows, :], 4, axis=-1)[..., : columns // 32]
-    return weight.view(mx.uint32), scales
+    is_fp8 = weight.dtype == mx.uint8
+    rows, columns = weight.shape[-2], weight.shape[-1] * (1 if is_fp8 else 2)
+    height, width = fp8_block if is_fp8 else (1, 32)
+    expected = (*weight.shape[:-2], -(-rows // height), -(-columns // width))
+    if weight.dtype not in (mx.uint8, mx.int8) or scales.shape != expected or width % 32 or columns % 32:
+        raise ValueError(
+            f"{path}: {weight.dtype} {weight.shape} with scales {scales.shape}, expected FP8 or FP4 with scales "
+            f"{expected}: one for each {height} x {width} values, in whole groups of 32 columns."
+        )
+    if is_fp8:
+        scales = mx.repeat(mx.repeat(scales, height, axis=-2)[..., :rows, :], width // 32, axis=-1)
+    return weight.view(mx.uint32), scales[..., : columns // 32]
