@@ -220,7 +220,9 @@ class DeepseekV4Cache:
         if past is None:
             past = mx.zeros((rows.shape[0], keep, rows.shape[2]), rows.dtype)
         both = mx.concatenate([past, rows], axis=1)
-        self.arrays[slot] = _take_rows(both, self.counts(rows.shape[1]), keep)
+        kept = _take_rows(both, self.counts(rows.shape[1]), keep)
+        # A view would hold all rows of a prompt; of a single token it holds one more than is kept.
+        self.arrays[slot] = mx.contiguous(kept) if rows.shape[1] > 1 else kept
         return both
 
     def store(self, slot: int, first: list[int], entries: mx.array) -> None:
