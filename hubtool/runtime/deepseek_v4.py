@@ -519,12 +519,13 @@ class Indexer(nn.Module):
         return _rotate(q, step.index_rotations), weights[:, :, None]
 
     def select(self, q: mx.array, weights: mx.array, entries: mx.array, visible: mx.array) -> mx.array:
-        """Indices [B, S, topk] of the entries [B, T, dims], those that a query does not see last."""
+        """Indices [B, S, topk] of the entries [B, T, dims], float32 too; those that a query does not see come last."""
         batch, length, heads, dims = q.shape
-        scores = q.reshape(batch, -1, dims) @ entries.astype(mx.float32).swapaxes(-1, -2)
+        scores = q.reshape(batch, -1, dims) @ entries.swapaxes(-1, -2)
         scores = weights @ mx.maximum(scores, 0).reshape(batch, length, heads, -1)
         scores = mx.where(mx.arange(entries.shape[1]) < visible[..., None], scores.squeeze(2), -mx.inf)
-        # A full sort keeps entries of equal score in order, so the choice does not depend on how many there are.
+        # A full sort keeps entries of equal score in order, so the choice does not depend on how many there are;
+        # argpartition does not. On a CPU the sort takes a thirtieth of the scores' time, from 4,000 entries to 262,000.
         return mx.argsort(-scores, axis=-1)[..., : self.topk]
 
 
@@ -634,10 +635,11 @@ class Attention(nn.Module):
         index_q, weights = self.indexer.queries(x, q_lora, step)
         rows = mx.arange(x.shape[0])[:, None, None] * entries.shape[1]
         flat = entries.flatten(0, 1)
+        index_keys = index_entries[:, :t].astype(mx.float32)
 
         def chosen(lo: int, hi: int) -> list[Part]:
             visible = windows.visible[:, lo:hi]
-            index = self.indexer.select(index_q[:, lo:hi], weights[:, lo:hi], index_entries[:, :t], visible)
+            index = self.indexer.select(index_q[:, lo:hi], weights[:, lo:hi], index_keys, visible)
             mask = index < visible[..., None]
             return [(flat[index + rows].astype(mx.float32), mask[:, :, None, None])]
 

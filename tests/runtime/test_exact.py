@@ -155,6 +155,15 @@ def test_null_betas_are_the_defaults() -> None:
     assert mx.array_equal(ropes[0].inv_freq, ropes[1].inv_freq)
 
 
+def test_of_entries_with_equal_scores_the_first_are_chosen(models: Models) -> None:
+    indexer = models("mixed").layers[1].attn.indexer
+    q, weights = -mx.ones((1, 2, 16, 64)), mx.ones((1, 2, 1, 16))
+    entries = mx.ones((1, 500, 64))  # every score is 0
+    entries[:, 300] = -1
+    index = indexer.select(q, weights, entries, mx.array([[400, 20]]))
+    assert index.tolist() == [[[300, *range(11)], [*range(12)]]]
+
+
 def test_a_prompt_of_one_token_and_short_ones_work(models: Models, shape: str) -> None:
     model, tokens = models(shape), mx.array([random_tokens(random_config(shape), 9, 1)])
     full = model(tokens)
