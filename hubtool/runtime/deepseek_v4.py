@@ -12,6 +12,9 @@ Shapes are written with these letters:
 A layer attends to the last W tokens and, where compress_ratios[layer] is not 0, to compressed entries: one for each
 closed window of `ratio` tokens. Ratio 4 windows overlap and an indexer picks index_topk entries for each query;
 with any other ratio every entry is attended to.
+
+Where this file says float32, a GPU that has TF32 keeps 10 bits of what matrix products multiply, as MLX lets it unless
+MLX_ENABLE_TF32=0 is in the environment.
 """
 
 import math
