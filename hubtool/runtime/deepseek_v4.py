@@ -244,6 +244,8 @@ class DeepseekV4Cache:
             pool[mx.arange(batch)[:, None], mx.array(first)[:, None] + mx.arange(n)] = entries
         self.arrays[slot] = pool
 
+    # mlx-lm saves and restores `state` alone. Before 0.32 it could save nothing but arrays there, and asked for the
+    # rest as `meta_state`: it cannot save these caches.
     @property
     def state(self) -> tuple[list[mx.array | None], list[int], int]:
         return self.arrays, self.offset, self.ratio
