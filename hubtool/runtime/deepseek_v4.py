@@ -261,6 +261,11 @@ class DeepseekV4Cache:
         cache.state = state
         return cache
 
+    @classmethod
+    def own(cls, cache: Any) -> "DeepseekV4Cache":
+        """The cache itself, or what `load_prompt_cache` put into one of another class."""
+        return cache if isinstance(cache, cls) else cls.from_state(cache.state)
+
     def is_trimmable(self) -> bool:
         # Rows that left the sliding window are gone, and a closed window cannot be opened again.
         return False
@@ -297,6 +302,7 @@ class DeepseekV4Cache:
     @classmethod
     def merge(cls, caches: list["DeepseekV4Cache"]) -> "DeepseekV4Cache":
         """One cache with the sequences of all, in order."""
+        caches = [cls.own(cache) for cache in caches]
         merged = cls(caches[0].ratio)
         merged.offset = [offset for cache in caches for offset in cache.offset]
         for slot in range(len(merged.arrays)):
@@ -338,7 +344,7 @@ class DeepseekV4Cache:
 
 # load_prompt_cache looks a class up by its name among mlx_lm's own, and `mlx_lm.generate --prompt-cache-file` does so
 # before it imports this file. Under this name the state comes back in an ArraysCache, and the model takes it over when
-# it first meets it; until then such a cache cannot be merged into a batch.
+# it first meets it. ArraysCache.merge knows nothing of this: call Model.own_cache before such a cache joins a batch.
 DeepseekV4Cache.__name__ = ArraysCache.__name__
 
 
@@ -976,20 +982,16 @@ class Model(nn.Module):
 
     def __call__(self, inputs: mx.array, cache: list[Any] | None = None) -> mx.array:
         """Logits [B, S, vocab_size] of token ids [B, S]."""
-        cache = self._own(cache, inputs.shape[0])
+        cache = self.make_cache() if cache is None else self.own_cache(cache)
+        for layer_cache in cache:
+            if layer_cache.empty() and len(layer_cache.offset) == 1:
+                layer_cache.offset *= inputs.shape[0]
         h = self.model(inputs, cache)
         return self.model.embed_tokens.as_linear(h) if self.args.tie_word_embeddings else self.lm_head(h)
 
-    def _own(self, cache: list[Any] | None, batch: int) -> list[DeepseekV4Cache]:
-        """A cache of this model's classes for `batch` sequences: the given list, in which others are replaced."""
-        if cache is None:
-            cache = self.make_cache()
-        for i, layer_cache in enumerate(cache):
-            if not isinstance(layer_cache, DeepseekV4Cache):
-                # load_prompt_cache left it in another class.
-                cache[i] = DeepseekV4Cache.from_state(layer_cache.state)
-            if cache[i].empty() and len(cache[i].offset) == 1:
-                cache[i].offset *= batch
+    def own_cache(self, cache: list[Any]) -> list[DeepseekV4Cache]:
+        """The same list, changed: what `load_prompt_cache` read has become this model's cache."""
+        cache[:] = map(DeepseekV4Cache.own, cache)
         return cache
 
     @property

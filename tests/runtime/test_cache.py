@@ -158,6 +158,37 @@ def test_saved_prompt_cache_continues_as_if_it_never_left_memory(models: Models,
     assert all(type(layer) is DeepseekV4Cache for layer in loaded)
 
 
+def test_loaded_prompt_caches_join_a_batch(models: Models, tmp_path: Path) -> None:
+    model, sequences = models("mixed"), prompts("mixed")
+    alone = [[token for token, _ in generate_step(mx.array(s), model, max_tokens=9)] for s in sequences]
+    caches: list[Any] = []
+    for i, sequence in enumerate(sequences):
+        cache = make_prompt_cache(model)
+        prefill(model, mx.array([sequence[:-5]]), cache)
+        if i < 2:
+            save_prompt_cache(str(tmp_path / f"{i}.safetensors"), cache)
+            cache = model.own_cache(load_prompt_cache(str(tmp_path / f"{i}.safetensors")))
+        caches.append(cache)
+    generator = BatchGenerator(model, max_tokens=9)
+    uids = generator.insert([s[-5:] for s in sequences], caches=caches)
+    together: dict[int, list[int]] = {uid: [] for uid in uids}
+    while any(len(tokens) < 9 for tokens in together.values()):
+        for response in generator.next()[1]:
+            together[response.uid].append(response.token)
+    assert [together[uid] for uid in uids] == alone
+
+
+def test_a_loaded_cache_merges_into_one_of_the_model(models: Models, tmp_path: Path) -> None:
+    model, tokens = models("mixed"), mx.array([prompts("mixed")[0]])
+    cache = make_prompt_cache(model)
+    prefill(model, tokens, cache)
+    save_prompt_cache(str(tmp_path / "cache.safetensors"), cache)
+    loaded = load_prompt_cache(str(tmp_path / "cache.safetensors"))
+    batch = [mine.merge([mine, other]) for mine, other in zip(cache, loaded, strict=True)]
+    logits = model(mx.array([[3], [3]]), batch)
+    assert difference(logits[1], logits[0]) <= SAME
+
+
 def test_state_restores_a_cache(models: Models) -> None:
     model, sequence = models("mixed"), prompts("mixed")[0]
     cache = model.make_cache()
