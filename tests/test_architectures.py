@@ -187,6 +187,13 @@ def test_config_without_a_ratio_for_each_layer_is_refused(source: Path, refused:
     )
 
 
+def test_the_shared_expert_has_one_experts_width_whatever_n_shared_experts_says(source: Path) -> None:
+    one = LocalSource(source)
+    specs = {name: tensor.spec for name, tensor in one.tensors.items()}
+    two = read_model({**one.config, "n_shared_experts": 2}, specs)
+    assert two.parameters == read_model(one.config, specs).parameters
+
+
 @pytest.mark.parametrize(
     ("fields", "tensor", "found", "expected"),
     [
@@ -194,7 +201,6 @@ def test_config_without_a_ratio_for_each_layer_is_refused(source: Path, refused:
         ({"vocab_size": 1281}, "embed.weight", [1280, 256], [1281, 256]),
         ({"q_lora_rank": 64}, "layers.0.attn.wq_a.weight", [128, 256], [64, 256]),
         ({"moe_intermediate_size": 64}, "layers.0.ffn.experts.0.w1.weight", [128, 256], [64, 256]),
-        ({"n_shared_experts": 2}, "layers.0.ffn.shared_experts.w1.weight", [128, 256], [256, 256]),
         ({"num_experts_per_tok": 2}, "layers.0.ffn.gate.tid2eid", [1280, 3], [1280, 2]),
         ({"hc_mult": 2}, "layers.0.hc_attn_fn", [24, 1024], [8, 512]),
     ],

@@ -340,9 +340,8 @@ def _ffn_slots(c: Config, prefix: str, layer: int) -> Iterator[_Slot]:
     for name, shape in projections:
         module = f"{prefix}.switch_mlp.{name}"
         yield _Slot(module, "weight", experts + shape, Component.ROUTED_EXPERTS, layer, True)
-    for name, (rows, columns) in projections:
-        wide = (rows * c.n_shared_experts, columns) if name != "down_proj" else (rows, columns * c.n_shared_experts)
-        yield _Slot(f"{prefix}.shared_experts.{name}", "weight", wide, Component.SHARED_EXPERTS, layer, True)
+    for name, shape in projections:  # as wide as one expert whatever n_shared_experts says, like the runtime's
+        yield _Slot(f"{prefix}.shared_experts.{name}", "weight", shape, Component.SHARED_EXPERTS, layer, True)
 
 
 def _hc_slots(c: Config, module: str, mixes: int, scales: int, layer: int | None) -> Iterator[_Slot]:

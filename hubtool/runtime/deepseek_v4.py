@@ -12,6 +12,9 @@ Shapes are written with these letters:
 A layer attends to the last W tokens and, where compress_ratios[layer] is not 0, to compressed entries: one for each
 closed window of `ratio` tokens. Ratio 4 windows overlap and an indexer picks index_topk entries for each query;
 with any other ratio every entry is attended to.
+
+Where this file says float32, a GPU that has TF32 keeps 10 bits of what matrix products multiply, as MLX lets it unless
+MLX_ENABLE_TF32=0 is in the environment.
 """
 
 import math
@@ -50,11 +53,9 @@ class ModelArgs(BaseModelArgs):
     index_topk: int = 512
     moe_intermediate_size: int = 2048
     n_routed_experts: int = 256
-    n_shared_experts: int = 1
     num_experts_per_tok: int = 6
     num_hash_layers: int = 3
     scoring_func: str = "sqrtsoftplus"
-    norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.5
     swiglu_limit: float = 10.0
     hc_mult: int = 4
@@ -66,13 +67,65 @@ class ModelArgs(BaseModelArgs):
     rope_scaling: dict[str, Any] | None = None
     max_position_embeddings: int = 1048576
     tie_word_embeddings: bool = False
+    # As transformers 5 spells compress_ratios, num_hash_layers, rope_scaling with both thetas, and qk_rope_head_dim.
+    layer_types: list[str] | None = None
+    compress_rates: dict[str, int] | None = None
+    mlp_layer_types: list[str] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    partial_rotary_factor: float | None = None
+    quantization_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        self._read_layer_types()
+        self._read_rope()
         # The list goes on after the decoder layers with the MTP stages, which are not part of this model.
         if len(self.compress_ratios) < self.num_hidden_layers:
             raise ValueError(
                 f"compress_ratios has {len(self.compress_ratios)} entries for {self.num_hidden_layers} layers."
             )
+        if self.scoring_func not in _SCORES:
+            raise ValueError(f"scoring_func is {self.scoring_func!r}, expected one of {', '.join(_SCORES)}.")
+        if self.swiglu_limit is None:
+            raise ValueError("swiglu_limit is null, expected a number.")
+
+    def _read_layer_types(self) -> None:
+        if self.layer_types:
+            rates = {"sliding_attention": 0, "compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
+            rates |= self.compress_rates or {}
+            if not set(self.layer_types) <= set(rates):
+                raise ValueError(f"layer_types has {set(self.layer_types) - set(rates)}, expected {', '.join(rates)}.")
+            if any(_overlaps(rate) != (kind == "compressed_sparse_attention") for kind, rate in rates.items()):
+                raise ValueError(f"compress_rates are {rates}, expected 4 where attention is sparse, and only there.")
+            ratios = [rates[kind] for kind in self.layer_types]
+            if self.compress_ratios and self.compress_ratios[: len(ratios)] != ratios:
+                raise ValueError("compress_ratios and layer_types contradict each other.")
+            self.compress_ratios = ratios
+        if self.mlp_layer_types:
+            self.num_hash_layers = self.mlp_layer_types.count("hash_moe")
+            scored = len(self.mlp_layer_types) - self.num_hash_layers
+            if self.mlp_layer_types != ["hash_moe"] * self.num_hash_layers + ["moe"] * scored:
+                raise ValueError("mlp_layer_types must be some hash_moe, then moe.")
+
+    def _read_rope(self) -> None:
+        given = self.rope_scaling or self.rope_parameters or {}
+        main, compress = {"rope_theta": self.rope_theta}, given
+        if "main" in given or "compress" in given:
+            main = {**main, **(given.get("main") or {})}
+            # Where it does not stand here, transformers works out a factor that DeepSeek-V4 does not have.
+            compress = {"attention_factor": None, **(given.get("compress") or {})}
+            if main.get("rope_type", "default") != "default" or "rope_theta" not in compress:
+                raise ValueError(f"rope_parameters are {given}, expected default for main, and a theta for compress.")
+            self.rope_theta, self.compress_rope_theta = main["rope_theta"], compress["rope_theta"]
+        elif given.get("rope_theta", self.rope_theta) not in (self.rope_theta, self.compress_rope_theta):
+            raise ValueError(
+                f"rope_parameters have theta {given['rope_theta']}: for which layers does not stand there."
+            )
+        fractions = (self.partial_rotary_factor, *(part.get("partial_rotary_factor") for part in (main, compress)))
+        dims = {int(self.head_dim * fraction) for fraction in fractions if fraction is not None}
+        if len(dims) > 1:
+            raise ValueError(f"partial_rotary_factor gives {sorted(dims)} dims, expected the same everywhere.")
+        self.qk_rope_head_dim = dims.pop() if dims else self.qk_rope_head_dim
+        self.rope_scaling = compress
 
 
 def _overlaps(ratio: int) -> bool:
@@ -87,18 +140,21 @@ class Rope:
         wavelengths = mx.array([base ** (i / dims) for i in range(0, dims, 2)])  # in tokens per radian
         self.inv_freq = 1 / wavelengths  # [dims / 2]
         scaling = scaling or {}
-        if scaling.get("type", scaling.get("rope_type")) != "yarn":
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind == "default":
             return
+        if kind != "yarn" or not scaling.get("factor") or scaling.get("attention_factor", 1) != 1:
+            # YaRN's factor on the length of the rotated vectors (mscale) is not used by DeepSeek-V4.
+            raise ValueError(f"RoPE is {scaling}, expected yarn with a factor and attention_factor 1, or default.")
         original = scaling.get("original_max_position_embeddings", max_positions)
 
         def dim_of(rotations: float) -> float:
             # The dim that turns this often over the original context: section 3.2 of arXiv:2309.00071.
             return dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
-        low = max(math.floor(dim_of(scaling.get("beta_fast", 32))), 0)
-        high = min(math.ceil(dim_of(scaling.get("beta_slow", 1))), dims - 1)
+        low = max(math.floor(dim_of(scaling.get("beta_fast") or 32)), 0)
+        high = min(math.ceil(dim_of(scaling.get("beta_slow") or 1)), dims - 1)
         stretched = mx.clip((mx.arange(dims // 2) - low) / max(high - low, 0.001), 0, 1)
-        # YaRN's factor on the length of the rotated vectors (mscale) is not used by DeepSeek-V4.
         self.inv_freq = (1 - stretched) / wavelengths + stretched / (scaling["factor"] * wavelengths)
 
     def __call__(self, positions: mx.array, width: int) -> mx.array:
@@ -167,7 +223,9 @@ class DeepseekV4Cache:
         if past is None:
             past = mx.zeros((rows.shape[0], keep, rows.shape[2]), rows.dtype)
         both = mx.concatenate([past, rows], axis=1)
-        self.arrays[slot] = _take_rows(both, self.counts(rows.shape[1]), keep)
+        kept = _take_rows(both, self.counts(rows.shape[1]), keep)
+        # A view would hold all rows of a prompt; of a single token it holds one more than is kept.
+        self.arrays[slot] = mx.contiguous(kept) if rows.shape[1] > 1 else kept
         return both
 
     def store(self, slot: int, first: list[int], entries: mx.array) -> None:
@@ -186,6 +244,8 @@ class DeepseekV4Cache:
             pool[mx.arange(batch)[:, None], mx.array(first)[:, None] + mx.arange(n)] = entries
         self.arrays[slot] = pool
 
+    # mlx-lm saves and restores `state` alone. Before 0.32 it could save nothing but arrays there, and asked for the
+    # rest as `meta_state`: it cannot save these caches.
     @property
     def state(self) -> tuple[list[mx.array | None], list[int], int]:
         return self.arrays, self.offset, self.ratio
@@ -200,6 +260,11 @@ class DeepseekV4Cache:
         cache = cls()
         cache.state = state
         return cache
+
+    @classmethod
+    def own(cls, cache: Any) -> "DeepseekV4Cache":
+        """The cache itself, or what `load_prompt_cache` put into one of another class."""
+        return cache if isinstance(cache, cls) else cls.from_state(cache.state)
 
     def is_trimmable(self) -> bool:
         # Rows that left the sliding window are gone, and a closed window cannot be opened again.
@@ -237,6 +302,7 @@ class DeepseekV4Cache:
     @classmethod
     def merge(cls, caches: list["DeepseekV4Cache"]) -> "DeepseekV4Cache":
         """One cache with the sequences of all, in order."""
+        caches = [cls.own(cache) for cache in caches]
         merged = cls(caches[0].ratio)
         merged.offset = [offset for cache in caches for offset in cache.offset]
         for slot in range(len(merged.arrays)):
@@ -278,7 +344,7 @@ class DeepseekV4Cache:
 
 # load_prompt_cache looks a class up by its name among mlx_lm's own, and `mlx_lm.generate --prompt-cache-file` does so
 # before it imports this file. Under this name the state comes back in an ArraysCache, and the model takes it over when
-# it first meets it; until then such a cache cannot be merged into a batch.
+# it first meets it. ArraysCache.merge knows nothing of this: call Model.own_cache before such a cache joins a batch.
 DeepseekV4Cache.__name__ = ArraysCache.__name__
 
 
@@ -324,13 +390,14 @@ class Step:
         self.plain_rotations, self.rotations = (
             Rotations(r[:, :, None] * args.head_dim**-0.5, r, mx.conjugate(r)[:, :, None]) for r in (plain, compressed)
         )
-        self.index_rotations = ropes.compressed(positions, args.index_head_dim)[:, :, None]
         self.windows: dict[int, Windows] = {}
         self.entry_rotations: dict[tuple[int, int], mx.array] = {}
         for ratio in set(args.compress_ratios[: args.num_hidden_layers]) - {0}:
             windows = self.windows[ratio] = Windows(ratio, self.first, stop, positions)
-            for width in (args.head_dim, args.index_head_dim):
+            for width in (args.head_dim, args.index_head_dim) if _overlaps(ratio) else (args.head_dim,):
                 self.entry_rotations[ratio, width] = ropes.compressed(windows.index * ratio, width)
+            if _overlaps(ratio):
+                self.index_rotations = ropes.compressed(positions, args.index_head_dim)[:, :, None]
 
     def window_mask(self, lo: int, hi: int) -> mx.array | None:
         """Which keys of the sliding window the queries lo to hi see, [1 or B, n, Q, 1, W - 1 + Q]; None for all."""
@@ -463,12 +530,13 @@ class Indexer(nn.Module):
         return _rotate(q, step.index_rotations), weights[:, :, None]
 
     def select(self, q: mx.array, weights: mx.array, entries: mx.array, visible: mx.array) -> mx.array:
-        """Indices [B, S, topk] of the entries [B, T, dims], those that a query does not see last."""
+        """Indices [B, S, topk] of the entries [B, T, dims], float32 too; those that a query does not see come last."""
         batch, length, heads, dims = q.shape
-        scores = q.reshape(batch, -1, dims) @ entries.astype(mx.float32).swapaxes(-1, -2)
+        scores = q.reshape(batch, -1, dims) @ entries.swapaxes(-1, -2)
         scores = weights @ mx.maximum(scores, 0).reshape(batch, length, heads, -1)
         scores = mx.where(mx.arange(entries.shape[1]) < visible[..., None], scores.squeeze(2), -mx.inf)
-        # A full sort keeps entries of equal score in order, so the choice does not depend on how many there are.
+        # A full sort keeps entries of equal score in order, so the choice does not depend on how many there are;
+        # argpartition does not. On a CPU the sort takes a thirtieth of the scores' time, from 4,000 entries to 262,000.
         return mx.argsort(-scores, axis=-1)[..., : self.topk]
 
 
@@ -578,19 +646,19 @@ class Attention(nn.Module):
         index_q, weights = self.indexer.queries(x, q_lora, step)
         rows = mx.arange(x.shape[0])[:, None, None] * entries.shape[1]
         flat = entries.flatten(0, 1)
+        index_keys = index_entries[:, :t].astype(mx.float32)
 
         def chosen(lo: int, hi: int) -> list[Part]:
             visible = windows.visible[:, lo:hi]
-            index = self.indexer.select(index_q[:, lo:hi], weights[:, lo:hi], index_entries[:, :t], visible)
+            index = self.indexer.select(index_q[:, lo:hi], weights[:, lo:hi], index_keys, visible)
             mask = index < visible[..., None]
             return [(flat[index + rows].astype(mx.float32), mask[:, :, None, None])]
 
         return chosen, max(width + self.indexer.topk * (self.n_heads + self.head_dim), self.indexer.n_heads * t)
 
 
-@partial(mx.compile, shapeless=True)
-def _balanced(comb: mx.array, eps: float, iterations: int) -> mx.array:
-    """Sinkhorn-Knopp: positive matrices [B, S, M, M] made to have columns, and nearly rows, that sum to 1."""
+def _sinkhorn(comb: mx.array, eps: float, iterations: int) -> mx.array:
+    """Positive matrices [B, S, M, M] made to have columns, and nearly rows, that sum to 1 (Sinkhorn-Knopp)."""
     # Tokens last, so that the inner loops are long.
     comb = mx.contiguous(comb.transpose(2, 3, 0, 1))
     comb = comb / (comb.sum(axis=0, keepdims=True) + eps)
@@ -598,6 +666,15 @@ def _balanced(comb: mx.array, eps: float, iterations: int) -> mx.array:
         comb = comb / (comb.sum(axis=1, keepdims=True) + eps)
         comb = comb / (comb.sum(axis=0, keepdims=True) + eps)
     return comb.transpose(2, 3, 0, 1)
+
+
+_compiled_sinkhorn = mx.compile(_sinkhorn, shapeless=True)
+
+
+def _balanced(comb: mx.array, eps: float, iterations: int) -> mx.array:
+    # Compiled without shapes, MLX 0.32 crashes on a sum along an axis of one.
+    balance = _sinkhorn if comb.shape[-1] == 1 else _compiled_sinkhorn
+    return balance(comb, eps, iterations)
 
 
 def _mix_plain(
@@ -756,7 +833,7 @@ class LimitedSwiGLU(nn.Module):
 class MLP(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
-        dims = args.moe_intermediate_size * args.n_shared_experts
+        dims = args.moe_intermediate_size  # whatever n_shared_experts says, as in transformers
         self.gate_proj = nn.Linear(args.hidden_size, dims, bias=False)
         self.up_proj = nn.Linear(args.hidden_size, dims, bias=False)
         self.down_proj = nn.Linear(dims, args.hidden_size, bias=False)
@@ -771,10 +848,16 @@ def _sqrt_softplus(x: mx.array) -> mx.array:
     return mx.sqrt(nn.softplus(x))
 
 
+# By scoring_func. Softmax has no agreed meaning: transformers lists it and fails on it.
+_SCORES: dict[str, Callable[[mx.array], mx.array]] = {"sqrtsoftplus": _sqrt_softplus, "sigmoid": mx.sigmoid}
+
+
 @partial(mx.compile, shapeless=True)
 def _combine(routed: mx.array, weights: mx.array, shared: mx.array) -> mx.array:
     """[B, S, C] of the routed experts' outputs [B, S, topk, C], their weights, and the shared expert's output."""
-    return (routed * mx.expand_dims(weights, -1)).sum(axis=-2).astype(shared.dtype) + shared
+    # A product, not a sum: topk may be 1 (see _balanced), and on a CPU long prompts are faster.
+    routed = mx.expand_dims(weights, -2) @ routed.astype(mx.float32)
+    return routed.squeeze(-2).astype(shared.dtype) + shared
 
 
 class Gate(nn.Module):
@@ -784,7 +867,6 @@ class Gate(nn.Module):
         super().__init__()
         self.topk = args.num_experts_per_tok
         self.scoring_func = args.scoring_func
-        self.norm_topk_prob = args.norm_topk_prob
         self.scaling = args.routed_scaling_factor
         self.weight = mx.zeros((args.n_routed_experts, args.hidden_size))
         if layer_idx < args.num_hash_layers:
@@ -795,12 +877,7 @@ class Gate(nn.Module):
     def __call__(self, x: mx.array, inputs: mx.array) -> tuple[mx.array, mx.array]:
         """Experts [B, S, topk] of each token and their weights in float32."""
         logits = x.astype(mx.float32) @ self.weight.T
-        if self.scoring_func == "sqrtsoftplus":
-            scores = _sqrt_softplus(logits)
-        elif self.scoring_func == "sigmoid":
-            scores = mx.sigmoid(logits)
-        else:
-            scores = mx.softmax(logits, axis=-1)
+        scores = _SCORES[self.scoring_func](logits)
         if "tid2eid" in self:
             experts = self.tid2eid[inputs]
         else:
@@ -808,8 +885,8 @@ class Gate(nn.Module):
             biased = scores + self.e_score_correction_bias
             experts = mx.argpartition(-biased, self.topk - 1, axis=-1)[..., : self.topk]
         weights = mx.take_along_axis(scores, experts, axis=-1)
-        if self.norm_topk_prob:
-            weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
+        # Whatever norm_topk_prob says, as in transformers.
+        weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
         return experts, weights * self.scaling
 
 
@@ -905,20 +982,16 @@ class Model(nn.Module):
 
     def __call__(self, inputs: mx.array, cache: list[Any] | None = None) -> mx.array:
         """Logits [B, S, vocab_size] of token ids [B, S]."""
-        cache = self._own(cache, inputs.shape[0])
+        cache = self.make_cache() if cache is None else self.own_cache(cache)
+        for layer_cache in cache:
+            if layer_cache.empty() and len(layer_cache.offset) == 1:
+                layer_cache.offset *= inputs.shape[0]
         h = self.model(inputs, cache)
         return self.model.embed_tokens.as_linear(h) if self.args.tie_word_embeddings else self.lm_head(h)
 
-    def _own(self, cache: list[Any] | None, batch: int) -> list[DeepseekV4Cache]:
-        if cache is None:
-            cache = self.make_cache()
-        for i, layer_cache in enumerate(cache):
-            if not isinstance(layer_cache, DeepseekV4Cache):
-                cache[i] = DeepseekV4Cache.from_state(
-                    layer_cache.state
-                )  # which load_prompt_cache left in another class
-            if cache[i].empty() and len(cache[i].offset) == 1:
-                cache[i].offset *= batch
+    def own_cache(self, cache: list[Any]) -> list[DeepseekV4Cache]:
+        """The same list, changed: what `load_prompt_cache` read has become this model's cache."""
+        cache[:] = map(DeepseekV4Cache.own, cache)
         return cache
 
     @property
@@ -960,7 +1033,8 @@ class Model(nn.Module):
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Weights under this module's names, from a converted or from the published checkpoint."""
         if any(re.fullmatch(r"embed\.weight|layers\..*", name) for name in weights):
-            weights = _from_published(weights)
+            blocks = (self.args.quantization_config or {}).get("weight_block_size", [128, 128])
+            weights = _from_published(weights, blocks)
             self._quantize_as(weights)
         return {new: array for name, array in weights.items() for new, array in [_current(name, array)]}
 
@@ -1076,7 +1150,7 @@ def _current(name: str, array: mx.array) -> tuple[str, mx.array]:
     return name, array
 
 
-def _from_published(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+def _from_published(weights: dict[str, mx.array], fp8_block: list[int]) -> dict[str, mx.array]:
     """The published checkpoint under this module's names, FP4 and FP8 repacked without loss as mxfp4 and mxfp8."""
     named: dict[str, mx.array] = {}
     experts: dict[str, dict[int, mx.array]] = {}
@@ -1095,7 +1169,7 @@ def _from_published(weights: dict[str, mx.array]) -> dict[str, mx.array]:
         named[target] = mx.stack([arrays[expert] for expert in sorted(arrays)])
     for path in [name.removesuffix(".scales") for name in named if name.endswith(".scales")]:
         weight, scales = named[f"{path}.weight"], named[f"{path}.scales"]
-        named[f"{path}.weight"], named[f"{path}.scales"] = _repacked(weight, scales)
+        named[f"{path}.weight"], named[f"{path}.scales"] = _repacked(path, weight, scales, fp8_block)
     return named
 
 
@@ -1107,13 +1181,21 @@ def _published_name(name: str) -> tuple[re.Match[str] | None, str]:
     return None, name
 
 
-def _repacked(weight: mx.array, scales: mx.array) -> tuple[mx.array, mx.array]:
+def _repacked(path: str, weight: mx.array, scales: mx.array, fp8_block: list[int]) -> tuple[mx.array, mx.array]:
     """Words of MLX's mxfp4 or mxfp8 and their e8m0 bytes, one for 32 columns.
 
     FP4 [.., out, in / 2] comes as int8, two values a byte, with such scales already; FP8 [.., out, in] as uint8, with
-    one scale for a block of 128 rows and columns.
+    one scale for a block of so many rows and columns.
     """
-    if weight.dtype == mx.uint8:
-        rows, columns = weight.shape[-2:]
-        scales = mx.repeat(mx.repeat(scales, 128, axis=-2)[..., :rows, :], 4, axis=-1)[..., : columns // 32]
-    return weight.view(mx.uint32), scales
+    is_fp8 = weight.dtype == mx.uint8
+    rows, columns = weight.shape[-2], weight.shape[-1] * (1 if is_fp8 else 2)
+    height, width = fp8_block if is_fp8 else (1, 32)
+    expected = (*weight.shape[:-2], -(-rows // height), -(-columns // width))
+    if weight.dtype not in (mx.uint8, mx.int8) or scales.shape != expected or width % 32 or columns % 32:
+        raise ValueError(
+            f"{path}: {weight.dtype} {weight.shape} with scales {scales.shape}, expected FP8 or FP4 with scales "
+            f"{expected}: one for each {height} x {width} values, in whole groups of 32 columns."
+        )
+    if is_fp8:
+        scales = mx.repeat(mx.repeat(scales, height, axis=-2)[..., :rows, :], width // 32, axis=-1)
+    return weight.view(mx.uint32), scales[..., : columns // 32]

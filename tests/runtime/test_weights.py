@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
@@ -95,6 +96,12 @@ def test_sanitize_is_idempotent(shape: str) -> None:
     assert once.keys() == parameters(model).keys()
 
 
+def test_the_shared_expert_has_one_experts_width_whatever_n_shared_experts_says() -> None:
+    config = random_config("mixed", n_shared_experts=2)
+    shared = Model(ModelArgs.from_dict(config)).layers[0].ffn.shared_experts
+    assert shared.gate_proj.weight.shape == (config["moe_intermediate_size"], config["hidden_size"])
+
+
 def test_sanitize_reads_the_other_names_and_shapes_in_use() -> None:
     model = empty("mixed")
     expected = model.sanitize(published("mixed"))
@@ -144,6 +151,42 @@ def test_other_releases_run_as_they_are(name: str, sample: Samples, converted: C
     reference, _ = load_model(converted(name, "float32").folder, trust_remote_code=True)
     ids = IDS % direct.args.vocab_size
     assert difference(direct(ids), reference(ids)) <= EXACT
+
+
+def fp8(block: tuple[int, int], **changes: object) -> tuple[Weights, mx.array, Model]:
+    """A published wq_a [64, 96] in FP8 with a scale for each block, what it stands for, and a model to read it."""
+    config = random_config("mixed", hidden_size=96, q_lora_rank=64, **changes)
+    random = np.random.RandomState(0)
+    shape = (-(-64 // block[0]), -(-96 // block[1]))
+    weight, scale = random.randint(0, 120, (64, 96)).astype(np.uint8), random.randint(120, 130, shape).astype(np.uint8)
+    whole = np.repeat(np.repeat(scale, block[0], 0), block[1], 1)[:64, :96].astype(np.float32)
+    values = mx.from_fp8(mx.array(weight), mx.float32) * mx.array(np.exp2(whole - 127))
+    name = "layers.0.attn.wq_a"
+    return (
+        {f"{name}.weight": mx.array(weight), f"{name}.scale": mx.array(scale)},
+        values,
+        Model(ModelArgs.from_dict(config)),
+    )
+
+
+@pytest.mark.parametrize("block", [(128, 128), (16, 32), (48, 64)])
+def test_fp8_blocks_of_any_size_are_read(block: tuple[int, int]) -> None:
+    weights, values, model = fp8(block, quantization_config={"weight_block_size": list(block)})
+    read = model.sanitize(weights)
+    path = "model.layers.0.attn.wq_a"
+    found = mx.dequantize(read[f"{path}.weight"], read[f"{path}.scales"], group_size=32, bits=8, mode="mxfp8")
+    assert mx.array_equal(found.astype(mx.float32), values)
+
+
+@pytest.mark.parametrize("block", [(64, 64), (128, 32), (64, 16)])
+def test_scales_of_other_blocks_than_config_says_are_refused(block: tuple[int, int]) -> None:
+    weights, _, model = fp8(block)
+    with pytest.raises(ValueError, match=r"attn.wq_a: .* one for each 128 x 128 values"):
+        model.sanitize(weights)
+    if block[1] % 32:
+        weights, _, model = fp8(block, quantization_config={"weight_block_size": list(block)})
+        with pytest.raises(ValueError, match="whole groups of 32 columns"):
+            model.sanitize(weights)
 
 
 @pytest.mark.parametrize("recipe", ["native", "mixed_3_6", "compact_4bit"])

@@ -92,8 +92,8 @@ def _turns(messages: Sequence[Message]) -> list[Turn]:
     places: dict[str, int] = {}
     for message in messages:
         role, task = message["role"], message.get("task")
-        if role == "assistant":
-            places = {call["id"]: place for place, call in enumerate(message.get("tool_calls") or ()) if "id" in call}
+        if role == "assistant" and message.get("tool_calls"):
+            places = {call["id"]: place for place, call in enumerate(message["tool_calls"]) if "id" in call}
         if role not in ("user", "tool"):
             turns.append(Turn(role, task, message))
             continue
