@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -92,7 +93,7 @@ class Journal:
         self._descriptor: int | None = None
 
     def load(self) -> Progress:
-        """What is done, by the lines that are whole."""
+        """What is done, by the lines that are whole and say what this hubtool writes."""
         progress = Progress()
         if not self._file.is_file():
             return progress
@@ -101,7 +102,10 @@ class Journal:
             checksum, _, body = raw.partition(b" ")
             if checksum != b"%08x" % zlib.crc32(body):
                 continue
-            line = decoder.decode(body)
+            try:
+                line = decoder.decode(body)
+            except msgspec.ValidationError:
+                continue  # of a hubtool that wrote other lines: what it says is done anew
             if isinstance(line, _ShardLine):
                 progress.shards[line.file] = (line.sha256, line.mtime_ns)
             else:
@@ -111,7 +115,8 @@ class Journal:
         return progress
 
     def piece_done(self, number: int, checksums: tuple[int, ...], errors: tuple[float, float] | None) -> None:
-        """Write down that a piece's outputs were written."""
+        """Write down that a piece's outputs were written; JSON has no words for errors that are not finite."""
+        assert errors is None or all(map(isfinite, errors)), (number, errors)
         self._append(_PieceLine(number, checksums, errors))
 
     def shard_done(self, path: Path, sha256: str) -> None:

@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import mlx.core as mx
@@ -24,6 +25,12 @@ BF16_INFINITY = 0x7F80
 
 E4M3_NAN = 0x7F
 """The magnitude bits of E4M3's only NaN (OCP 8-bit Floating Point 1.0: no infinities)."""
+
+OVERFLOWING_E8M0 = {"fp4": 253, "fp8": 247}
+"""Scale bytes from which on a published weight can be too large for bfloat16: 4 * 2**126 and 256 * 2**120 are."""
+
+OVERFLOWING_SCALE = {"mxfp4": 253, "mxfp8": 247, "nvfp4": E4M3_NAN}
+"""Scale bytes of MLX's modes from which on a weight is read back as an infinity, as above, or as a NaN."""
 
 TILE_SIZE = 1024 * 1024
 """Weights that a CPU decodes and quantizes at once: 2 MiB of bfloat16, which a core's cache holds."""
@@ -111,8 +118,12 @@ class PieceMaker:
     def _compute(self, loaded: "_Loaded", steps: Sequence[Step]) -> list[Made]:
         """Decode tile by tile, and make of each tile what every step wants."""
         outputs: list[tuple[Array, ...]] = [() for _ in steps]
+        checked = loaded.can_overflow or (loaded.scale is None and any(step.how == "quantize" for step in steps))
         for start, stop in tiles(len(loaded.raw), steps[0].columns):
             values = self._decode(loaded, slice(start, stop))
+            if checked:
+                (bits,) = to_numpy([values.astype(mx.bfloat16)])
+                loaded.refuse_infinities(bits, start)
             for number, step in enumerate(steps):
                 arrays = to_numpy(_store(values, step))
                 if not outputs[number]:
@@ -123,8 +134,8 @@ class PieceMaker:
                 for output, array in zip(outputs[number], arrays, strict=True):
                     output[start:stop] = array
         for step, arrays in zip(steps, outputs, strict=True):
-            if step.how == "quantize" and step.format.has_biases:
-                _refuse_infinities(arrays[1:], loaded.weights)
+            if step.how == "quantize":
+                _refuse_scales(arrays[1:], step, loaded.weights)
         return [
             Made(arrays, error) for arrays, error in zip(outputs, self._errors(loaded, steps, outputs), strict=True)
         ]
@@ -142,7 +153,7 @@ class PieceMaker:
             if values is None:
                 values = self._decode(loaded, sample)
             error, energy = to_numpy(squared_error(values, [array[sample] for array in arrays], step.format))
-            yield float(error), float(energy)
+            yield _finite_sums((float(error), float(energy)), loaded.weights)
 
     def _decode(self, loaded: "_Loaded", rows: slice) -> mx.array:
         """Rows on MLX's device: bfloat16 where they are encoded, else as published."""
@@ -197,6 +208,19 @@ class _Loaded:
             )
             _refuse(nan, self.weights, "E4M3 byte 127 or 255, which is NaN")
 
+    @property
+    def can_overflow(self) -> bool:
+        """Whether a scale is so large that a decoded weight can be infinite."""
+        return self.scale is not None and bool(self.scale.max() >= OVERFLOWING_E8M0[self.parameter.encoding])
+
+    def refuse_infinities(self, bits: Array, start: int) -> None:
+        """Raise SourceError if any of the decoded rows from `start` on, bfloat16 bits, is infinite or NaN."""
+        bad = (bits & BF16_INFINITY) == BF16_INFINITY
+        if bad.any():
+            row = start + int(bad.reshape(len(bits), -1).any(axis=1).argmax())
+            names = [self.weights[row * len(self.weights) // len(self.raw)]]
+            _refuse(bad, names, "a weight that is infinite or NaN in bfloat16")
+
     def rows(self, rows: slice) -> tuple[decode.Bytes, decode.Bytes | None]:
         """Some rows of the weights, and a row of scales for each of them."""
         raw = np.ascontiguousarray(self.raw[rows])
@@ -224,9 +248,31 @@ def tiles(rows: int, columns: int) -> Iterator[tuple[int, int]]:
         yield start, min(rows, start + step)
 
 
-def _refuse_infinities(arrays: Sequence[Array], names: Sequence[str]) -> None:
-    for kind, array in zip(("scale", "bias"), arrays, strict=True):
-        _refuse((array & BF16_INFINITY) == BF16_INFINITY, names, f"a {kind} of its quantization is infinite or NaN")
+def _finite_sums(sums: ErrorSums, names: Sequence[str]) -> ErrorSums:
+    """The sums, if they are numbers.
+
+    Raises:
+        SourceError: They are not, because weights are too large to be squared.
+    """
+    if all(isfinite(value) for value in sums):
+        return sums
+    where = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    raise SourceError(
+        "too large for its error to be measured",
+        where=where,
+        found="weights whose squares overflow float32",
+        remedy="fetch its shard again, or report the checkpoint; `--measure-error off` converts it all the same",
+    )
+
+
+def _refuse_scales(arrays: Sequence[Array], step: Step, names: Sequence[str]) -> None:
+    """Raise SourceError if a scale or bias that `step` stores makes its weights infinite or NaN."""
+    for kind, array in zip(("scale", "bias"), arrays, strict=False):
+        if step.format.has_biases:
+            bad = (array & BF16_INFINITY) == BF16_INFINITY
+        else:
+            bad = array >= OVERFLOWING_SCALE[step.format.mode]
+        _refuse(bad, names, f"a {kind} of its quantization is infinite or NaN")
 
 
 def _refuse(bad: npt.NDArray[np.bool_], names: Sequence[str], found: str) -> None:
