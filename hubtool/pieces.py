@@ -38,6 +38,9 @@ TILE_SIZE = 1024 * 1024
 TILE_ROWS = 128
 """Rows of a tile are a multiple of this: whole FP8 blocks, and whole steps of the sample whose error is measured."""
 
+ERROR_TILE_ROWS = 64
+"""Rows of a sample that are compared at once: what that takes in float32 is little beside a tile."""
+
 ErrorSums = tuple[float, float]
 """Squared error and squared weight, each summed over the rows that were measured."""
 
@@ -116,8 +119,9 @@ class PieceMaker:
         return buffer.reshape(-1, row_nbytes)
 
     def _compute(self, loaded: "_Loaded", steps: Sequence[Step]) -> list[Made]:
-        """Decode tile by tile, and make of each tile what every step wants."""
+        """Decode tile by tile, and make of each tile what every step wants, and what that lost."""
         outputs: list[tuple[Array, ...]] = [() for _ in steps]
+        sums: list[ErrorSums | None] = [None for _ in steps]
         checked = loaded.can_overflow or (loaded.scale is None and any(step.how == "quantize" for step in steps))
         for start, stop in tiles(len(loaded.raw), steps[0].columns):
             values = self._decode(loaded, slice(start, stop))
@@ -125,7 +129,8 @@ class PieceMaker:
                 (bits,) = to_numpy([values.astype(mx.bfloat16)])
                 loaded.refuse_infinities(bits, start)
             for number, step in enumerate(steps):
-                arrays = to_numpy(_store(values, step))
+                stored = _store(values, step)
+                arrays = to_numpy(stored)
                 if not outputs[number]:
                     outputs[number] = tuple(
                         self.buffer(f"{number}.{i}", (len(loaded.raw), *array.shape[1:]), array.dtype)
@@ -133,27 +138,25 @@ class PieceMaker:
                     )
                 for output, array in zip(outputs[number], arrays, strict=True):
                     output[start:stop] = array
-        for step, arrays in zip(steps, outputs, strict=True):
+                if step.how == "quantize" and self._error_rows:
+                    error, energy = self._error_sums(values, stored, step, start)
+                    before = sums[number] or (0.0, 0.0)
+                    sums[number] = before[0] + error, before[1] + energy
+        for step, output, error_sums in zip(steps, outputs, sums, strict=True):
             if step.how == "quantize":
-                _refuse_scales(arrays[1:], step, loaded.weights)
-        return [
-            Made(arrays, error) for arrays, error in zip(outputs, self._errors(loaded, steps, outputs), strict=True)
-        ]
+                _refuse_scales(output[1:], step, loaded.weights)
+                _refuse_overflow(error_sums, loaded.weights)
+        return [Made(*made) for made in zip(outputs, sums, strict=True)]
 
-    def _errors(
-        self, loaded: "_Loaded", steps: Sequence[Step], outputs: Sequence[tuple[Array, ...]]
-    ) -> Iterator[ErrorSums | None]:
-        """What quantizing lost on the sample of rows, for each step."""
-        sample = slice(None, None, self._error_rows or None)
-        values = None
-        for step, arrays in zip(steps, outputs, strict=True):
-            if step.how != "quantize" or not self._error_rows:
-                yield None
-                continue
-            if values is None:
-                values = self._decode(loaded, sample)
-            error, energy = to_numpy(squared_error(values, [array[sample] for array in arrays], step.format))
-            yield _finite_sums((float(error), float(energy)), loaded.weights)
+    def _error_sums(self, values: mx.array, stored: Sequence[mx.array], step: Step, start: int) -> ErrorSums:
+        """What quantizing lost on the sample among the rows of a tile that begins with row `start` of the piece."""
+        error = energy = 0.0
+        for first in range(-start % self._error_rows, len(values), ERROR_TILE_ROWS * self._error_rows):
+            rows = slice(first, first + ERROR_TILE_ROWS * self._error_rows, self._error_rows)
+            sums = squared_error(values[rows], [array[rows] for array in stored], step.format)
+            mx.eval(*sums)
+            error, energy = error + sums[0].item(), energy + sums[1].item()
+        return error, energy
 
     def _decode(self, loaded: "_Loaded", rows: slice) -> mx.array:
         """Rows on MLX's device: bfloat16 where they are encoded, else as published."""
@@ -248,21 +251,15 @@ def tiles(rows: int, columns: int) -> Iterator[tuple[int, int]]:
         yield start, min(rows, start + step)
 
 
-def _finite_sums(sums: ErrorSums, names: Sequence[str]) -> ErrorSums:
-    """The sums, if they are numbers.
-
-    Raises:
-        SourceError: They are not, because weights are too large to be squared.
-    """
-    if all(isfinite(value) for value in sums):
-        return sums
-    where = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-    raise SourceError(
-        "too large for its error to be measured",
-        where=where,
-        found="weights whose squares overflow float32",
-        remedy="fetch its shard again, or report the checkpoint; `--measure-error off` converts it all the same",
-    )
+def _refuse_overflow(sums: ErrorSums | None, names: Sequence[str]) -> None:
+    """Raise SourceError if weights are too large to be squared, so that the sums are not numbers."""
+    if sums is not None and not all(map(isfinite, sums)):
+        raise SourceError(
+            "too large for its error to be measured",
+            where=names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}",
+            found="weights whose squares overflow float32",
+            remedy="fetch its shard again, or report the checkpoint; `--measure-error off` converts it all the same",
+        )
 
 
 def _refuse_scales(arrays: Sequence[Array], step: Step, names: Sequence[str]) -> None:
