@@ -89,7 +89,9 @@ def convert_sources(source: Source, targets: Sequence[Target], effort: Effort, w
     if missing:
         files = _convert_missing(source, missing, effort, watch)
         with watch.stage("measure"):
-            there |= {target.folder: finish_folder(source, target, files, effort.error_rows) for target in missing}
+            there |= {
+                target.folder: finish_folder(source, target, files, effort.error_rows, watch) for target in missing
+            }
     converted = []
     for target in targets:
         record = there[target.folder]
@@ -116,7 +118,9 @@ def _convert_missing(source: Source, targets: Sequence[Target], effort: Effort, 
         return files.result() if files else hash_source(source, state)
 
 
-def finish_folder(source: Source, target: Target, source_files: tuple[FileRecord, ...], error_rows: int) -> Record:
+def finish_folder(
+    source: Source, target: Target, source_files: tuple[FileRecord, ...], error_rows: int, watch: Watch
+) -> Record:
     """Add to the shards of a target all other files, the record last; what is then recorded.
 
     Raises:
@@ -125,6 +129,11 @@ def finish_folder(source: Source, target: Target, source_files: tuple[FileRecord
     plan, folder = target.plan, target.folder
     published = {*write_documents(source, plan, folder), *(shard.file for shard in plan.shards)}
     record = make_record(source, target, source_files, published, error_rows)
+    if record.source.unverified:
+        watch.say(
+            f"{folder}: parts of {len(record.source.unverified)} source files were read straight from the Hub for want of "
+            "room: of their hashes only the Hub's word is recorded; a larger --disk-limit lets them be checked"
+        )
     write_documents_of(folder, record)
     return record
 

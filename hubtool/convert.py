@@ -310,14 +310,15 @@ class _Folder:
                 done += nbytes
         return done
 
-    def write(self, number: int, piece: Piece, made: Made) -> Advance:
-        """Write what a piece came to, and write that down."""
+    def write(self, number: int, piece: Piece, made: Made, unverified: frozenset[str]) -> Advance:
+        """Write what a piece came to, and write that down, and what of the source is `unverified` before that."""
         step = self.target.plan.steps[piece.step]
         for output, view in zip(step.outputs, made.views, strict=True):
             offset, nbytes = step.output_range(output, piece)
             assert len(view) == nbytes, (step.parameter.path, len(view), nbytes)
             if output.shard in self.shards:
                 self.shards[output.shard].write(offset, view)
+        self.journal.unverified(unverified)
         self.journal.piece_done(number, made.checksums, made.error)
         return Advance(self._note(step, piece), step.parameter.path)
 
@@ -387,7 +388,8 @@ class _Run:
         if not hasattr(self._local, "maker"):
             self._local.maker = PieceMaker(self._source, self._error_rows)
         made = self._local.maker.make(piece, [folder.target.plan.steps[piece.step] for folder in folders])
-        return [folder.write(number, piece, each) for folder, each in zip(folders, made, strict=True)]
+        unverified = self._source.unverified
+        return [folder.write(number, piece, each, unverified) for folder, each in zip(folders, made, strict=True)]
 
     def _collect(
         self, making: set[Future[Sequence[Advance]]], hasher: ThreadPoolExecutor, syncer: ThreadPoolExecutor

@@ -2,7 +2,8 @@
 
     lock         held while a run works on the folder; names its process
     plan.json    which plan, which source and which hubtool the folder is made by
-    journal      one line a finished piece (checksums of what it wrote) or shard (SHA-256), each with its own checksum
+    journal      one line a finished piece (checksums of what it wrote), shard (SHA-256), or file of the source that was
+                 read unverified, each with its own checksum
     partial/     shards that are not complete
 
 Data need not be synced before the journal speaks of it: on resuming, whatever an unfinished shard is said to hold is
@@ -58,6 +59,13 @@ class _ShardLine(msgspec.Struct, tag="shard", frozen=True, array_like=True):
     mtime_ns: int
 
 
+class _UnverifiedLine(msgspec.Struct, tag="unverified", frozen=True, array_like=True):
+    file: str
+
+
+_Line = _PieceLine | _ShardLine | _UnverifiedLine
+
+
 @dataclass
 class Progress:
     """What the journal says is done.
@@ -65,12 +73,14 @@ class Progress:
     Attributes:
         pieces: Checksums (CRC-32) of the bytes written for each output, by piece number.
         errors: Squared error and squared weight summed over the rows that were measured, by piece number.
+        unverified: Files of the source of which parts were read without their file's hash having been checked.
         shards: SHA-256 and time of the last change (nanoseconds) of the finished shards, by file name.
     """
 
     pieces: dict[int, tuple[int, ...]] = field(default_factory=dict)
     errors: dict[int, tuple[float, float]] = field(default_factory=dict)
     shards: dict[str, tuple[str, int]] = field(default_factory=dict)
+    unverified: set[str] = field(default_factory=set)
 
     def sha256(self, path: Path) -> str | None:
         """The SHA-256 of a finished shard, None if it was not finished or has been changed since."""
@@ -91,13 +101,14 @@ class Journal:
         self.partial = self.state / "partial"
         self._file = self.state / "journal"
         self._descriptor: int | None = None
+        self._unverified: frozenset[str] = frozenset()
 
     def load(self) -> Progress:
         """What is done, by the lines that are whole and say what this hubtool writes."""
         progress = Progress()
         if not self._file.is_file():
             return progress
-        decoder = msgspec.json.Decoder(_PieceLine | _ShardLine)
+        decoder = msgspec.json.Decoder(_Line)
         for raw in self._file.read_bytes().split(b"\n"):
             checksum, _, body = raw.partition(b" ")
             if checksum != b"%08x" % zlib.crc32(body):
@@ -108,11 +119,20 @@ class Journal:
                 continue  # of a hubtool that wrote other lines: what it says is done anew
             if isinstance(line, _ShardLine):
                 progress.shards[line.file] = (line.sha256, line.mtime_ns)
+            elif isinstance(line, _UnverifiedLine):
+                progress.unverified.add(line.file)
             else:
                 progress.pieces[line.number] = line.checksums
                 if line.errors is not None:
                     progress.errors[line.number] = line.errors
         return progress
+
+    def unverified(self, files: frozenset[str]) -> None:
+        """Write down that pieces were made of parts of these files whose hashes were not checked."""
+        if files != self._unverified:
+            new, self._unverified = files - self._unverified, files
+            for file in sorted(new):
+                self._append(_UnverifiedLine(file))
 
     def piece_done(self, number: int, checksums: tuple[int, ...], errors: tuple[float, float] | None) -> None:
         """Write down that a piece's outputs were written; JSON has no words for errors that are not finite."""
@@ -125,7 +145,7 @@ class Journal:
         if self._descriptor is not None:
             sync(self._descriptor)
 
-    def _append(self, line: _PieceLine | _ShardLine) -> None:
+    def _append(self, line: _Line) -> None:
         body = msgspec.json.encode(line)
         with writing(self._file):
             if self._descriptor is None:

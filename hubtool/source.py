@@ -170,6 +170,10 @@ class Source(Protocol):
     def disk_nbytes(self) -> int:
         """Most bytes of disk that reading takes for itself; 0 where the files are there already."""
 
+    @property
+    def unverified(self) -> frozenset[str]:
+        """Files of which parts were read that could not be held against the file's SHA-256."""
+
     def nbytes(self, file: str) -> int:
         """The size of a file in bytes."""
 
@@ -289,6 +293,11 @@ class LocalSource(Checkpoint):
     def disk_nbytes(self) -> int:
         """0: nothing is fetched."""
         return 0
+
+    @property
+    def unverified(self) -> frozenset[str]:
+        """None: the files are hashed as they are read."""
+        return frozenset()
 
     def nbytes(self, file: str) -> int:
         """The size of a file in bytes."""

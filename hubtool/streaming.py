@@ -65,12 +65,14 @@ class _MadeShard(msgspec.Struct, frozen=True):
         sha256: Of its bytes, as they were made.
         nbytes: Their number.
         errors: Squared error and squared weight by piece number, where they were measured.
+        unverified: Files of the source that had been read by then without their hashes having been checked.
     """
 
     plan: str
     sha256: str
     nbytes: int
     errors: dict[int, ErrorSums]
+    unverified: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -200,7 +202,7 @@ class Streaming:
             nbytes += len(chunk)
             errors |= measured
             yield chunk
-        made = _MadeShard(self.target.plan.digest, digest.hexdigest(), nbytes, errors)
+        made = _MadeShard(self.target.plan.digest, digest.hexdigest(), nbytes, errors, self.source.unverified)
         write_beside(self._state_dir / f"{shard.file}.json", msgspec.json.encode(made))
         self._made[shard.file] = made
 
@@ -223,9 +225,9 @@ class Streaming:
         headers = {shard.file: planned_header(shard) for shard in plan.shards}
         measurement = measure_files(headers, files, lambda name: (folder / name).read_bytes(), None)
         errors = {number: sums for made in self._made.values() for number, sums in made.errors.items()}
-        findings = Findings(
-            folder, source_files.result(), measurement, files, Progress(errors=errors), self.effort.error_rows
-        )
+        unverified = {file for made in self._made.values() for file in made.unverified}
+        progress = Progress(errors=errors, unverified=unverified)
+        findings = Findings(folder, source_files.result(), measurement, files, progress, self.effort.error_rows)
         record = record_findings(self.source, plan, findings)
         record = msgspec.structs.replace(record, evidence=(_unread(record),))
         write_documents_of(folder, record)
