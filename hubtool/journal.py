@@ -24,6 +24,7 @@ from typing import Annotated
 import msgspec
 
 from hubtool.errors import OutputError
+from hubtool.locks import held
 from hubtool.source import parse_json
 
 STATE_DIR = ".hubtool"
@@ -168,24 +169,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         OutputError: Another process holds it.
     """
-    (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / STATE_DIR / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 32).decode().strip() or "unknown"
-            raise OutputError(
-                "another hubtool works on this folder",
-                where=folder,
-                found=f"process {holder}",
-                remedy="wait until it ends, or stop it",
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+    with writing(folder):
+        (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
+    with held(folder / STATE_DIR / "lock", folder):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def read_origin(folder: Path) -> Origin | None:
