@@ -28,8 +28,10 @@ from hubtool.journal import (
     Origin,
     describe_change,
     forget_cached,
+    holds_anything,
     locked,
     read_origin,
+    reading,
     sync,
     sync_folder,
     write_origin,
@@ -38,7 +40,7 @@ from hubtool.journal import (
 from hubtool.pieces import Made, PieceMaker
 from hubtool.plan import Piece, Plan, Step
 from hubtool.record import RECORD_FILE
-from hubtool.source import HASH_BLOCK_NBYTES, Source, pread_into
+from hubtool.source import HASH_BLOCK_NBYTES, Source
 
 BYTE_FORMAT = 1
 """Changes whenever the same plan would give other bytes than before."""
@@ -77,7 +79,7 @@ def source_signature(source: Source) -> str:
 def check_folder(target: Target, source: Source) -> None:
     """Raise OutputError if the folder is not empty and was not begun with the same plan and source."""
     folder = target.folder
-    if not folder.exists() or not any(folder.iterdir()):
+    if not holds_anything(folder):
         return
     begun = read_origin(folder)
     if begun is None:
@@ -155,7 +157,8 @@ def convert(
             yield from folder.resume()
         yield from _Run(source, folders, jobs, error_rows).advance()
         for folder in folders:
-            folder.journal.partial.rmdir()
+            # Whatever else lies there by now, a file manager's notes say, nothing is left to go on with.
+            shutil.rmtree(folder.journal.partial, ignore_errors=True)
 
 
 @contextmanager
@@ -165,7 +168,8 @@ def _opened(target: Target, source: Source) -> Iterator["_Folder"]:
         if read_origin(target.folder) is None:
             write_origin(target.folder, make_origin(target.plan, source))
         journal = Journal(target.folder)
-        journal.partial.mkdir(exist_ok=True)
+        with writing(journal.partial):
+            journal.partial.mkdir(exist_ok=True)
         folder = _Folder(target, journal)
         try:
             yield folder
@@ -187,6 +191,7 @@ class _Shard:
         self._descriptor: int | None = None
         self._digest = hashlib.sha256()
         self._hashed = 0
+        self._stopped = False
         self._due = 0
         self._complete = 0
         self._ahead: dict[int, int] = {0: len(header)}
@@ -201,20 +206,20 @@ class _Shard:
                 with writing(self.path):
                     self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
                     os.ftruncate(self._descriptor, self.nbytes)
-                    os.pwrite(self._descriptor, self._header, 0)
+                    _pwrite(self._descriptor, 0, memoryview(self._header))
             return self._descriptor
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write bytes at their offset; one thread at a time, which the system's own lock on a file would spin for."""
         descriptor = self.open()
         with self._writing, writing(self.path):
-            while view:
-                count = os.pwrite(descriptor, view, offset)
-                view, offset = view[count:], offset + count
+            _pwrite(descriptor, offset, view)
 
     def checksum(self, offset: int, nbytes: int) -> int:
         """CRC-32 of bytes of the partial file."""
-        return zlib.crc32(os.pread(self.open(), nbytes, offset))
+        descriptor = self.open()
+        with reading(self.path):
+            return zlib.crc32(os.pread(descriptor, nbytes, offset))
 
     def note(self, offset: int, nbytes: int) -> None:
         """Take down that bytes are there."""
@@ -233,22 +238,43 @@ class _Shard:
             return self._due
 
     def hash_to(self, end: int) -> str | None:
-        """Hash on to `end`, which `take_due` told; the SHA-256 if that is the whole shard."""
+        """Hash on to `end`, which `take_due` told; the SHA-256 if that is the whole shard, None after `stop` too."""
         descriptor = self.open()
         buffer = memoryview(bytearray(HASH_BLOCK_NBYTES))
-        while self._hashed < end:
+        while self._hashed < end and not self._stopped:
             view = buffer[: min(len(buffer), end - self._hashed)]
-            pread_into(descriptor, self._hashed, view, self.path.name)
-            self._digest.update(view)
-            self._hashed += len(view)
-        forget_cached(descriptor, end)
+            with reading(self.path):
+                count = os.preadv(descriptor, [view], self._hashed)
+            if count == 0:
+                raise OutputError(
+                    "was cut off while it was written",
+                    where=self.path,
+                    found=f"{self._hashed} bytes",
+                    expected=f"{self.nbytes} bytes",
+                    remedy="see that nothing else writes to this folder, then run it again: it goes on",
+                )
+            self._digest.update(view[:count])
+            self._hashed += count
+        forget_cached(descriptor, self._hashed)
         return self._digest.hexdigest() if self._hashed == self.nbytes else None
 
+    def stop(self) -> None:
+        """Let whoever hashes the shard end soon."""
+        self._stopped = True
+
     def sync(self) -> None:
-        """Bring what is written to the disk: as it goes, so that little is left to wait for when the shard is whole."""
+        """Bring what is written to the disk: as it goes, so that little is left to wait for when the shard is whole.
+
+        Where that fails the partial file is removed: Linux counts its pages as written then, and reads them back as
+        they were meant to be until it forgets them.
+        """
         with self._syncing, writing(self.path):
             if self._descriptor is not None:
-                sync(self._descriptor)
+                try:
+                    sync(self._descriptor)
+                except OSError:
+                    self.path.unlink(missing_ok=True)
+                    raise
 
     def close(self) -> None:
         """Close the partial file."""
@@ -256,6 +282,12 @@ class _Shard:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
+
+
+def _pwrite(descriptor: int, offset: int, view: memoryview) -> None:
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
 
 
 class _Folder:
@@ -331,10 +363,15 @@ class _Folder:
         shard.sync()
         shard.close()
         self.journal.shard_done(shard.path, sha256)
-        with writing(self.target.folder):
+        with writing(self.target.folder / shard.path.name):
             shard.path.rename(self.target.folder / shard.path.name)
             sync_folder(self.target.folder)
         return True
+
+    def stop(self) -> None:
+        """Let the threads that work on the folder end soon."""
+        for shard in self.shards.values():
+            shard.stop()
 
     def close(self) -> None:
         """Close whatever is open."""
@@ -377,7 +414,10 @@ class _Run:
                 while making or self._hashing or self._syncing:
                     yield from self._collect(making, hasher, syncer)
             except BaseException:
-                self._source.stop()  # or a thread that waits for it would hold up the shutdown
+                # Or a thread that waits for the source, or hashes gigabytes, would hold up the shutdown.
+                self._source.stop()
+                for folder in self._folders:
+                    folder.stop()
                 raise
             finally:
                 for pool in (makers, hasher, syncer):

@@ -13,6 +13,7 @@ read back and compared, and a line that was cut off is worth nothing.
 import fcntl
 import os
 import sys
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -103,6 +104,7 @@ class Journal:
         self._file = self.state / "journal"
         self._descriptor: int | None = None
         self._unverified: frozenset[str] = frozenset()
+        self._lock = threading.RLock()
 
     def load(self) -> Progress:
         """What is done, by the lines that are whole and say what this hubtool writes."""
@@ -130,10 +132,12 @@ class Journal:
 
     def unverified(self, files: frozenset[str]) -> None:
         """Write down that pieces were made of parts of these files whose hashes were not checked."""
-        if files != self._unverified:
-            new, self._unverified = files - self._unverified, files
-            for file in sorted(new):
+        if files == self._unverified:
+            return
+        with self._lock:
+            for file in sorted(files - self._unverified):
                 self._append(_UnverifiedLine(file))
+            self._unverified |= files
 
     def piece_done(self, number: int, checksums: tuple[int, ...], errors: tuple[float, float] | None) -> None:
         """Write down that a piece's outputs were written; JSON has no words for errors that are not finite."""
@@ -148,12 +152,15 @@ class Journal:
 
     def _append(self, line: _Line) -> None:
         body = msgspec.json.encode(line)
-        with writing(self._file):
+        with self._lock, writing(self._file):
             if self._descriptor is None:
-                self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-                if os.fstat(self._descriptor).st_size:
-                    os.write(self._descriptor, b"\n")  # a line that was cut off must not swallow the next
-            os.write(self._descriptor, b"%08x %s\n" % (zlib.crc32(body), body))
+                descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                self._descriptor = descriptor
+                if os.fstat(descriptor).st_size:
+                    os.write(descriptor, b"\n")  # a line that was cut off must not swallow the next
+            view = memoryview(b"%08x %s\n" % (zlib.crc32(body), body))
+            while view:
+                view = view[os.write(self._descriptor, view) :]
 
     def close(self) -> None:
         """Close the journal's file."""
@@ -173,6 +180,20 @@ def locked(folder: Path) -> Iterator[None]:
         (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
     with held(folder / STATE_DIR / "lock", folder):
         yield
+
+
+def holds_anything(folder: Path) -> bool:
+    """Whether a folder holds more than a run leaves that was killed before it made anything: its lock, and downloads.
+
+    Raises:
+        OutputError: The folder cannot be read.
+    """
+    state = folder / STATE_DIR
+    with reading(folder):
+        if not folder.exists():
+            return False
+        made = any((state / name).exists() for name in ("plan.json", "journal", "partial"))
+        return made or any(path != state for path in folder.iterdir())
 
 
 def read_origin(folder: Path) -> Origin | None:
@@ -204,6 +225,20 @@ def writing(path: Path) -> Iterator[None]:
             where=path,
             found=error.strerror,
             remedy="check the disk and its free space, then run it again: it goes on where it stopped",
+        ) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a failure to read `path`, which hubtool wrote, into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            "cannot be read",
+            where=path,
+            found=error.strerror,
+            remedy="check the output's disk, then run it again: it goes on where it stopped",
         ) from error
 
 

@@ -428,15 +428,23 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
     Args:
         path: The file.
         progress: Called with the number of bytes of each block that was hashed.
+
+    Raises:
+        SourceError: The disk fails.
     """
     digest = hashlib.sha256()
     buffer = bytearray(HASH_BLOCK_NBYTES)
     view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
-            if progress:
-                progress(count)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(view[:count])
+                if progress:
+                    progress(count)
+    except OSError as error:
+        raise SourceError(
+            "cannot be read", where=path, found=error.strerror, remedy="check its disk, then run it again"
+        ) from error
     return digest.hexdigest()
 
 
