@@ -9,6 +9,7 @@ more brings to the disk what is written.
 """
 
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import threading
@@ -40,7 +41,7 @@ from hubtool.journal import (
 from hubtool.pieces import Made, PieceMaker
 from hubtool.plan import Piece, Plan, Step
 from hubtool.record import RECORD_FILE
-from hubtool.source import HASH_BLOCK_NBYTES, Source
+from hubtool.source import CONFIG_FILE, HASH_BLOCK_NBYTES, Source
 
 BYTE_FORMAT = 1
 """Changes whenever the same plan would give other bytes than before."""
@@ -69,8 +70,11 @@ class Advance:
 
 
 def source_signature(source: Source) -> str:
-    """A digest of the source's headers and identity, to notice that it is another one."""
-    digest = hashlib.sha256(f"{source.identity.commit}".encode())
+    """A digest of the source's config.json, headers and stamps, to notice that it is another one.
+
+    Its commit is not in it: the same shards may stand under several.
+    """
+    digest = hashlib.sha256(f"{source.sha256(CONFIG_FILE)}\n".encode())
     for file, header in source.shards.items():
         digest.update(f"{file} {header.nbytes} {header.data_nbytes} {source.stamp(file)}\n".encode())
     return digest.hexdigest()
@@ -89,20 +93,42 @@ def check_folder(target: Target, source: Source) -> None:
             remedy="give another --out, or empty it",
         )
     changes = describe_change(begun, make_origin(target.plan, source))
-    if changes.keys() == {"backend"} and (folder / RECORD_FILE).is_file():
+    if changes.keys() <= {"backend", "mlx"} and (folder / RECORD_FILE).is_file():
         return  # nothing is left to be made
     if changes:
+        moved = "source" in changes and source.identity.repo and begun.commit not in (None, source.identity.commit)
+        go_on = f"go on with {source.identity.repo}@{begun.commit}, " if moved else ""
         raise OutputError(
             "the output folder was begun with something else",
             where=folder,
             found=" and ".join(changes.values()),
-            remedy="give another --out, or remove the folder",
+            remedy=f"{go_on}give another --out, or remove the folder",
         )
 
 
-def make_origin(plan: Plan, source: Source) -> Origin:
+def make_origin(plan: Plan, source: Source, error_rows: int = ERROR_ROWS) -> Origin:
     """What decides the bytes that a plan over a source comes to on this machine."""
-    return Origin(plan.digest, source_signature(source), BYTE_FORMAT, require_backend())
+    backend, mlx = require_backend(), importlib.metadata.version("mlx")
+    return Origin(
+        plan.digest, source_signature(source), BYTE_FORMAT, backend, mlx, error_rows, source.identity.commit
+    )
+
+
+def begun_error_rows(targets: Sequence[Target], error_rows: int) -> int:
+    """Every how many-th row's error is measured: as the first run in these folders did, else `error_rows`.
+
+    Raises:
+        OutputError: They were begun differently, and a pass has one sample for all.
+    """
+    origins = [read_origin(target.folder) for target in targets]
+    begun = {origin.error_rows for origin in origins if origin is not None}
+    if len(begun) > 1:
+        raise OutputError(
+            "folders that were begun with different --measure-error",
+            where=", ".join(str(target.folder) for target in targets),
+            remedy="convert them one at a time",
+        )
+    return begun.pop() if begun else error_rows
 
 
 def check_disks(source: Source, targets: Sequence[Target]) -> None:
@@ -141,7 +167,8 @@ def convert(
         source: The checkpoint.
         targets: Plans of one model over this source, and a folder for each.
         jobs: Pieces that are made at once.
-        error_rows: Every how many-th row's error is measured: 1 for all, 0 for none.
+        error_rows: Every how many-th row's error is measured: 1 for all, 0 for none. A folder that was begun goes on as
+            it was: see `begun_error_rows`.
 
     Raises:
         OutputError: A folder is in use, was begun with something else, or its disk is full.
@@ -152,7 +179,10 @@ def convert(
         check_folder(target, source)
     check_disks(source, targets)
     with ExitStack() as stack:
-        folders = [stack.enter_context(_opened(target, source)) for target in targets]
+        for target in targets:
+            stack.enter_context(locked(target.folder))
+        error_rows = begun_error_rows(targets, error_rows)
+        folders = [stack.enter_context(_opened(target, source, error_rows)) for target in targets]
         for folder in folders:
             yield from folder.resume()
         yield from _Run(source, folders, jobs, error_rows).advance()
@@ -162,19 +192,19 @@ def convert(
 
 
 @contextmanager
-def _opened(target: Target, source: Source) -> Iterator["_Folder"]:
-    """Hold a target's folder and its state."""
-    with locked(target.folder):
-        if read_origin(target.folder) is None:
-            write_origin(target.folder, make_origin(target.plan, source))
-        journal = Journal(target.folder)
-        with writing(journal.partial):
-            journal.partial.mkdir(exist_ok=True)
-        folder = _Folder(target, journal)
-        try:
-            yield folder
-        finally:
-            folder.close()
+def _opened(target: Target, source: Source, error_rows: int) -> Iterator["_Folder"]:
+    """The state of a target's folder, which is held; what it was before that may have changed."""
+    check_folder(target, source)
+    if read_origin(target.folder) is None:
+        write_origin(target.folder, make_origin(target.plan, source, error_rows))
+    journal = Journal(target.folder)
+    with writing(journal.partial):
+        journal.partial.mkdir(exist_ok=True)
+    folder = _Folder(target, journal)
+    try:
+        yield folder
+    finally:
+        folder.close()
 
 
 class _Shard:

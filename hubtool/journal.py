@@ -34,19 +34,25 @@ Checksum = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What decides the bytes of a folder.
+    """What decides the bytes of a folder, and what the first run in it was told.
 
     Attributes:
         plan: The plan's digest.
         source: A digest of the source's identity: see `source_signature`.
         byte_format: hubtool's own mark of how bytes are made; it changes when they would.
         backend: MLX's backend: quantizing on a GPU rounds about one weight in a hundred differently than on a CPU.
+        mlx: MLX's version: another may round differently.
+        error_rows: Every how many-th row's error is measured, in every run: 1 for all, 0 for none.
+        commit: The source's commit then, if it was known; the same bytes may since stand under another.
     """
 
     plan: str
     source: str
     byte_format: int
     backend: str
+    mlx: str
+    error_rows: int
+    commit: str | None
 
 
 class _PieceLine(msgspec.Struct, tag="piece", frozen=True, array_like=True):
@@ -173,13 +179,27 @@ class Journal:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process; the folder and its state are made if they are not there.
 
+    The thread that holds it may hold it once more.
+
     Raises:
         OutputError: Another process holds it.
     """
     with writing(folder):
         (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
-    with held(folder / STATE_DIR / "lock", folder):
+    key = folder.resolve(), threading.get_ident()
+    if key in _HELD:
         yield
+        return
+    with held(folder / STATE_DIR / "lock", folder):
+        _HELD.add(key)
+        try:
+            yield
+        finally:
+            _HELD.discard(key)
+
+
+_HELD: set[tuple[Path, int]] = set()
+"""Folders that are held, each with the thread that holds it."""
 
 
 def holds_anything(folder: Path) -> bool:
@@ -287,5 +307,8 @@ def describe_change(begun: Origin, now: Origin) -> Mapping[str, str]:
         "source": "the source's files have changed",
         "byte_format": "hubtool makes other bytes now",
         "backend": "MLX's backend was another, which rounds differently",
+        "mlx": f"MLX was {begun.mlx} and is {now.mlx}, which may round differently",
     }
+    if begun.commit and now.commit and begun.commit != now.commit:
+        words["source"] += f" between commit {begun.commit} and {now.commit}"
     return {name: text for name, text in words.items() if getattr(begun, name) != getattr(now, name)}

@@ -18,7 +18,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from huggingface_hub import HfApi
 
 from hubtool import hub
 from hubtool.conversion import Converted, Effort, Watch
-from hubtool.convert import Target, check_folder, make_origin
+from hubtool.convert import Target, begun_error_rows, check_folder, make_origin
 from hubtool.device import require_backend
 from hubtool.documents import address, write_documents_of
 from hubtool.errors import HubError, VerificationError
@@ -109,7 +109,8 @@ class Streaming:
         check_folder(self.target, self.source)
         with locked(folder):
             if read_origin(folder) is None:
-                write_origin(folder, make_origin(plan, self.source))
+                write_origin(folder, make_origin(plan, self.source, self.effort.error_rows))
+            self.effort = replace(self.effort, error_rows=begun_error_rows([self.target], self.effort.error_rows))
             self._state_dir.mkdir(exist_ok=True)
             place = self._prepare()
             with ThreadPoolExecutor(1, "hubtool-source") as pool:

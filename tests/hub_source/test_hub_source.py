@@ -307,3 +307,50 @@ def test_part_of_another_place_is_refused(folder: Path, faults: Faults) -> None:
         faults.add(Fault("resolve", "answer", Answer(206, "x", place)))
         with pytest.raises(HubError, match=f"{name}: the Hub sent another part than was asked for"):
             source.read_into(name, 0, buffer)
+
+
+def _begin(source: HubSource | LocalSource, out: Path) -> None:
+    (plan,) = plan_source(source, ["mixed_3_6"])
+    with closing(convert(source, [Target(plan, out)], 2)) as steps:
+        for _, _ in zip(range(20), steps, strict=False):
+            pass
+    source.close()
+
+
+def test_conversion_goes_on_when_main_moves_and_the_weights_do_not(
+    folder: Path, tmp_path: Path, api: HfApi, hubtool: CommandLine
+) -> None:
+    repo, out = "someone/moving", tmp_path / "out"
+    api.create_repo(repo)
+    api.upload_folder(repo_id=repo, folder_path=folder)
+    source = open_source(repo, out=out)
+    begun = source.identity.commit
+    assert isinstance(source, HubSource)
+    _begin(source, out)
+    api.upload_file(path_or_fileobj=b"a note", path_in_repo="NOTE.md", repo_id=repo)
+    moved = api.model_info(repo).sha
+    assert begun != moved
+    outcome = hubtool("convert", repo, "--recipe", "mixed_3_6", "--out", out)
+    assert outcome.code == 0, outcome.stderr
+    assert json.loads((out / "hubtool.json").read_bytes())["source"]["commit"] == moved
+
+
+def test_conversion_names_both_commits_when_the_weights_have_changed(
+    folder: Path, tmp_path: Path, api: HfApi, hubtool: CommandLine
+) -> None:
+    repo, out, name = "someone/changing", tmp_path / "out", max(shard_sizes(folder))
+    api.create_repo(repo)
+    api.upload_folder(repo_id=repo, folder_path=folder)
+    source = open_source(repo, out=out)
+    assert isinstance(source, HubSource)
+    _begin(source, out)
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    api.upload_file(path_or_fileobj=bytes(content), path_in_repo=name, repo_id=repo)
+    begun, now = source.identity.commit, api.model_info(repo).sha
+    arguments = ("--recipe", "mixed_3_6", "--out", out)
+    outcome = hubtool("convert", repo, *arguments)
+    assert outcome.code == 1
+    assert f"the source's files have changed between commit {begun} and {now}" in outcome.stderr
+    assert f"go on with {repo}@{begun}, give another --out" in outcome.stderr
+    assert hubtool("convert", f"{repo}@{begun}", *arguments).code == 0
