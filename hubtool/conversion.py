@@ -14,11 +14,12 @@ from hubtool.convert import ERROR_ROWS, Target, begun_error_rows, check_disks, c
 from hubtool.documents import write_documents_of
 from hubtool.errors import UsageError
 from hubtool.folder import source_metadata, write_documents
-from hubtool.journal import STATE_DIR, locked
+from hubtool.journal import STATE_DIR, Journal, Progress, locked
 from hubtool.plan import Plan, peak_nbytes
+from hubtool.provenance import make_statements
 from hubtool.record import FileRecord, Record, read_record
 from hubtool.recording import hash_source, make_record
-from hubtool.source import CARD_FILE, Identity, Source
+from hubtool.source import CARD_FILE, Identity, Source, file_sha256
 
 
 class Watch(Protocol):
@@ -149,7 +150,7 @@ def _convert_missing(source: Source, targets: Sequence[Target], effort: Effort, 
     total = sum(target.plan.nbytes for target in targets)
     with ThreadPoolExecutor(1, "hubtool-source") as pool, watch.stage("convert", total) as advance:
         files: Future[tuple[FileRecord, ...]] | None = None
-        with closing(convert(source, targets, effort.jobs, effort.error_rows)) as steps:
+        with closing(convert(source, targets, effort.jobs, effort.error_rows, watch.say)) as steps:
             for step in steps:
                 if files is None:
                     files = pool.submit(hash_source, source, state)
@@ -193,7 +194,9 @@ def _keep_evidence(earlier: Record | None, record: Record) -> Record:
 
 
 def finished(source: Source, plan: Plan, folder: Path) -> Record | None:
-    """The record of a folder if it was made by this plan and every file is there at its size, else None.
+    """The record of a folder if it was made by this plan and recipe and every file is there and unchanged, else None.
+
+    Shards are believed by the time of their last change, which the journal knows; a run hashes those that it does not.
 
     Raises:
         OutputError: The folder belongs to another plan or source.
@@ -202,6 +205,16 @@ def finished(source: Source, plan: Plan, folder: Path) -> Record | None:
     record = read_record(folder) if folder.is_dir() else None
     if record is None or record.plan.digest != plan.digest:
         return None
-    sizes = {file.name: file.nbytes for file in record.files}
-    there = all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
-    return record if there and (folder / CARD_FILE).is_file() else None
+    if (record.recipe.name, record.recipe.sha256) != (plan.recipe.name, plan.recipe.sha256):
+        return None
+    progress = Journal(folder).load()
+    unchanged = all(_is_unchanged(folder / file.name, file, progress) for file in record.files)
+    derived = (CARD_FILE, *make_statements(record))
+    return record if unchanged and all((folder / name).is_file() for name in derived) else None
+
+
+def _is_unchanged(path: Path, file: FileRecord, progress: Progress) -> bool:
+    if not path.is_file() or path.stat().st_size != file.nbytes:
+        return False
+    sha256 = progress.sha256(path) if path.suffix == ".safetensors" else file_sha256(path)
+    return sha256 == file.sha256

@@ -14,7 +14,8 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from hubtool.errors import OutputError
 from hubtool.journal import (
     Journal,
     Origin,
+    Progress,
     describe_change,
     forget_cached,
     holds_anything,
@@ -39,9 +41,9 @@ from hubtool.journal import (
     writing,
 )
 from hubtool.pieces import Made, PieceMaker
-from hubtool.plan import Piece, Plan, Step
+from hubtool.plan import Piece, Plan, Shard, Step
 from hubtool.record import RECORD_FILE
-from hubtool.source import CONFIG_FILE, HASH_BLOCK_NBYTES, Source
+from hubtool.source import CONFIG_FILE, HASH_BLOCK_NBYTES, Source, file_sha256
 
 BYTE_FORMAT = 1
 """Changes whenever the same plan would give other bytes than before."""
@@ -156,7 +158,11 @@ def check_disks(source: Source, targets: Sequence[Target]) -> None:
 
 
 def convert(
-    source: Source, targets: Sequence[Target], jobs: int = 2, error_rows: int = ERROR_ROWS
+    source: Source,
+    targets: Sequence[Target],
+    jobs: int = 2,
+    error_rows: int = ERROR_ROWS,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Generator[Advance, None, None]:
     """Carry out each target's plan, yielding every step forward; the caller's loop is the progress bar.
 
@@ -169,6 +175,7 @@ def convert(
         jobs: Pieces that are made at once.
         error_rows: Every how many-th row's error is measured: 1 for all, 0 for none. A folder that was begun goes on as
             it was: see `begun_error_rows`.
+        say: Told what of an earlier run's work is damaged, and made again.
 
     Raises:
         OutputError: A folder is in use, was begun with something else, or its disk is full.
@@ -184,7 +191,7 @@ def convert(
         error_rows = begun_error_rows(targets, error_rows)
         folders = [stack.enter_context(_opened(target, source, error_rows)) for target in targets]
         for folder in folders:
-            yield from folder.resume()
+            yield from folder.resume(say)
         yield from _Run(source, folders, jobs, error_rows).advance()
         for folder in folders:
             # Whatever else lies there by now, a file manager's notes say, nothing is left to go on with.
@@ -336,23 +343,45 @@ class _Folder:
         self.todo: set[int] = set()
         self.shards: dict[int, _Shard] = {}
 
-    def resume(self) -> Iterator[Advance]:
-        """Find out what is done, and believe of an unfinished shard only what its bytes say too."""
+    def resume(self, say: Callable[[str], None]) -> Iterator[Advance]:
+        """Find out what is done, and believe of an unfinished shard only what its bytes say too; `say` what is not."""
         plan, progress = self.target.plan, self.journal.load()
         for index, shard in enumerate(plan.shards):
-            final = self.target.folder / shard.file
-            if progress.sha256(final) is not None:
+            if self._is_finished(shard, progress, say):
                 yield Advance(shard.data_nbytes, shard.file)
             else:
-                final.unlink(missing_ok=True)
                 self.shards[index] = _Shard(self.journal.partial / shard.file, shard.header, shard.nbytes)
+        damaged: Counter[str] = Counter()
         for number, piece in enumerate(plan.pieces()):
             step = plan.steps[piece.step]
             checksums = progress.pieces.get(number, ())
-            if len(checksums) == len(step.outputs) and self._holds(step, piece, checksums):
+            known = len(checksums) == len(step.outputs)
+            if known and self._holds(step, piece, checksums):
                 yield Advance(self._note(step, piece), step.parameter.path)
             elif any(output.shard in self.shards for output in step.outputs):
                 self.todo.add(number)
+                unfinished = [self.shards[output.shard] for output in step.outputs if output.shard in self.shards]
+                damaged.update({shard.path.name for shard in unfinished if known and shard.begun})
+        for file, pieces in damaged.items():
+            say(f"{self.target.folder}: {units.format_count(pieces)} pieces of {file} are damaged, and are made again")
+
+    def _is_finished(self, shard: Shard, progress: Progress, say: Callable[[str], None]) -> bool:
+        """Whether a shard has its name and its bytes; one that was touched is hashed again, a wrong one is removed."""
+        final = self.target.folder / shard.file
+        if progress.sha256(final) is not None:
+            return True
+        sha256, _ = progress.shards.get(shard.file, (None, 0))
+        if not final.is_file():
+            if sha256 is not None and not (self.journal.partial / shard.file).is_file():
+                say(f"{final} is gone, and is made again")
+            return False
+        if sha256 is not None and final.stat().st_size == shard.nbytes and file_sha256(final) == sha256:
+            self.journal.shard_done(final, sha256)
+            return True
+        say(f"{final} is not what was written, and is made again")
+        with writing(final):
+            final.unlink()
+        return False
 
     def _holds(self, step: Step, piece: Piece, checksums: Sequence[int]) -> bool:
         """Whether the partial shards have what was written down for a piece."""
@@ -490,16 +519,19 @@ class _Run:
     def _shards_by_source_file(self) -> dict[str, set[tuple[int, int]]]:
         """For each file of the source, in the order of need, which unfinished shards of which folders wait for it."""
         needs: dict[str, set[tuple[int, int]]] = {}
-        for number, folder in enumerate(self._folders):
-            plan = folder.target.plan
-            for step in {piece.step: None for n, piece in enumerate(plan.pieces()) if n in folder.todo}:
-                shards = {(number, output.shard) for output in plan.steps[step].outputs} & {
-                    (number, index) for index in folder.shards
-                }
-                for part in plan.steps[step].parameter.parts:
-                    for name in (part.weight, part.scale):
-                        if name is not None:
-                            needs.setdefault(self._source.tensors[name].file, set()).update(shards)
+        for number, piece in enumerate(self._plan.pieces()):
+            shards = {
+                (index, output.shard)
+                for index, folder in enumerate(self._folders)
+                if number in folder.todo
+                for output in folder.target.plan.steps[piece.step].outputs
+                if output.shard in folder.shards
+            }
+            parts = self._plan.steps[piece.step].parameter.parts if shards else ()
+            for part in parts[piece.first_part : piece.first_part + piece.parts]:
+                for name in (part.weight, part.scale):
+                    if name is not None:
+                        needs.setdefault(self._source.tensors[name].file, set()).update(shards)
         return needs
 
     def _finish(self, folder: _Folder, index: int) -> None:

@@ -220,6 +220,12 @@ class Downloads:
             file.close()
         self._lock.close()
 
+    @property
+    def disk_nbytes(self) -> int:
+        """Most bytes of disk that fetching will take beside those of files that lie in the folder already."""
+        there = sum(path.stat().st_blocks * 512 for path in self._folder.rglob("*") if path.is_file())
+        return max(0, self.limit - there)
+
     def count_direct(self, nbytes: int) -> None:
         """Take down that so many bytes were read straight from the Hub."""
         with self._changed:

@@ -169,8 +169,8 @@ class HubSource(Checkpoint):
 
     @property
     def disk_nbytes(self) -> int:
-        """Most bytes of shards that lie on the disk at once."""
-        return 0 if self._downloads is None else self._downloads.limit
+        """Most bytes of disk that shards will take beside those that were fetched already."""
+        return 0 if self._downloads is None else self._downloads.disk_nbytes
 
     @property
     def unverified(self) -> frozenset[str]:

@@ -168,7 +168,7 @@ class Source(Protocol):
 
     @property
     def disk_nbytes(self) -> int:
-        """Most bytes of disk that reading takes for itself; 0 where the files are there already."""
+        """Most bytes of disk that reading will take for itself; 0 where the files are there already."""
 
     @property
     def unverified(self) -> frozenset[str]:

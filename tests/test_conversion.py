@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from hubtool.errors import OutputError
 from hubtool.plan import Plan
 from hubtool.planning import open_source, plan_source
 from hubtool.record import read_record
+from hubtool.source import LocalSource
 from tests.checkpoints import copied, edit_json, file_bytes
 from tests.fixtures import QUIET, CommandLine, Samples
 
@@ -158,3 +159,102 @@ def test_base_model_that_is_told_later_is_recorded(
     before = file_bytes(out)
     assert hubtool(*arguments).code == 0
     assert file_bytes(out) == before
+
+
+def finished_folder(source: Path, out: Path) -> dict[str, str]:
+    """The hash of every file of a finished folder."""
+    convert_sources(open_source(str(source)), [Target(plan_of(source), out)], Effort(), QUIET)
+    return file_bytes(out)
+
+
+def again(source: Path, out: Path) -> tuple[bool, list[str]]:
+    """Whether another run made anything, and what it said."""
+    listener = Listener()
+    (converted,) = convert_sources(open_source(str(source)), [Target(plan_of(source), out)], Effort(), listener)
+    return converted.fresh, listener.said
+
+
+SHARD = "model-00001-of-00001.safetensors"
+
+
+def flip(path: Path) -> None:
+    """Change the last byte of a file in place."""
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_finished_folder_with_a_damaged_shard_is_not_called_finished(sample: Samples, tmp_path: Path) -> None:
+    before = finished_folder(sample("mini"), tmp_path / "out")
+    flip(tmp_path / "out" / SHARD)
+    fresh, said = again(sample("mini"), tmp_path / "out")
+    assert fresh
+    assert f"{tmp_path / 'out' / SHARD} is not what was written, and is made again" in said
+    assert file_bytes(tmp_path / "out") == before
+
+
+def test_touched_shard_is_hashed_and_kept(sample: Samples, tmp_path: Path) -> None:
+    before = finished_folder(sample("mini"), tmp_path / "out")
+    inode = (tmp_path / "out" / SHARD).stat().st_ino
+    touch(tmp_path / "out" / SHARD)
+    assert again(sample("mini"), tmp_path / "out") == (True, [])
+    assert (tmp_path / "out" / SHARD).stat().st_ino == inode
+    assert file_bytes(tmp_path / "out") == before
+    assert not again(sample("mini"), tmp_path / "out")[0]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "README.md", "provenance.intoto.json"])
+def test_damaged_or_lost_document_is_made_again(name: str, sample: Samples, tmp_path: Path) -> None:
+    before = finished_folder(sample("mini"), tmp_path / "out")
+    if name in ("config.json", "tokenizer.json"):
+        flip(tmp_path / "out" / name)
+    else:
+        (tmp_path / "out" / name).unlink()
+    assert again(sample("mini"), tmp_path / "out")[0]
+    assert file_bytes(tmp_path / "out") == before
+
+
+def test_lost_shard_and_damaged_pieces_are_said(sample: Samples, tmp_path: Path) -> None:
+    finished_folder(sample("mini"), tmp_path / "lost")
+    (tmp_path / "lost" / SHARD).unlink()
+    assert f"{tmp_path / 'lost' / SHARD} is gone, and is made again" in again(sample("mini"), tmp_path / "lost")[1]
+    out = begin(sample("mini"), tmp_path / "out")
+    os.truncate(out / ".hubtool" / "partial" / SHARD, 0)
+    said = again(sample("mini"), out)[1]
+    assert any(text.startswith(f"{out}: ") and f" pieces of {SHARD} are damaged, and are made" in text for text in said)
+
+
+def test_recipe_of_another_name_is_recorded(sample: Samples, hubtool: CommandLine, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.toml").write_text('summary = "as it is"\n[[rule]]\nmatch = "**"\nmode = "repack"\n')
+        arguments = ("convert", sample("mini"), "--recipe", tmp_path / f"{name}.toml", "--out", tmp_path / "out")
+        assert hubtool(*arguments).code == 0
+        record = read_record(tmp_path / "out")
+        assert record is not None and record.recipe.name == name
+
+
+def test_source_files_are_needed_in_the_order_of_the_pieces_left_in_all_folders(
+    sample: Samples, tmp_path: Path
+) -> None:
+    source = open_source(str(sample("mini")))
+    plans = plan_source(source, ["mixed_3_6", "float32"])
+    targets = [Target(plan, tmp_path / plan.recipe.name) for plan in plans]
+    begin(sample("mini"), targets[0].folder, steps=120)
+    prepared: list[str] = []
+
+    class Watched(LocalSource):
+        def prepare(self, files: Sequence[str]) -> None:
+            prepared.extend(files)
+
+    watched = Watched(sample("mini"))
+    for _ in convert(watched, targets, 2):
+        pass
+    parts = [
+        part
+        for piece in plans[0].pieces()
+        for part in plans[0].steps[piece.step].parameter.parts[piece.first_part : piece.first_part + piece.parts]
+    ]
+    names = [name for part in parts for name in (part.weight, part.scale) if name is not None]
+    assert prepared == list(dict.fromkeys(source.tensors[name].file for name in names))

@@ -364,3 +364,17 @@ def test_second_run_that_fetches_into_the_same_folder_is_refused(
         "wait until it ends, or stop it\n",
     )
     assert hubtool(*arguments).code == 0
+
+
+def test_room_that_an_earlier_run_has_filled_is_not_asked_for_again(
+    folder: Path, tmp_path: Path, opened: Callable[..., HubSource]
+) -> None:
+    names = sorted(shard_sizes(folder))[:2]
+    source = opened()
+    whole = source.disk_nbytes
+    source.prepare(names)
+    for name in names:
+        read_shard(source, name)
+    source.close()
+    left = opened().disk_nbytes
+    assert whole - sum(map(source.nbytes, names)) - units.MIB <= left <= whole - sum(map(source.nbytes, names))
