@@ -1,6 +1,6 @@
 """A source and plans -> finished folders: shards, documents, record and card, each made once and found again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
@@ -22,11 +22,18 @@ from hubtool.recording import hash_source, make_record
 from hubtool.source import CARD_FILE, Identity, Source, file_sha256
 
 
+class Advancing(Protocol):
+    """Takes bytes that are done and a label; `found` are those of an earlier run, which say nothing of the speed."""
+
+    def __call__(self, nbytes: int, label: str, *, found: bool = False) -> None:
+        """A step forward."""
+
+
 class Watch(Protocol):
     """Who is told how a run goes; the terminal, a log, or nobody."""
 
-    def stage(self, name: str, total_nbytes: int = 0) -> AbstractContextManager[Callable[[int, str], None]]:
-        """A stage for the time of a `with`; it gives a function that takes bytes done and a label."""
+    def stage(self, name: str, total_nbytes: int = 0) -> AbstractContextManager[Advancing]:
+        """A stage for the time of a `with`; it gives what takes its steps."""
 
     def say(self, text: str) -> None:
         """A fact that the person should read."""
@@ -108,6 +115,8 @@ def _make_missing(
 ) -> Mapping[Path, Record]:
     """Convert and finish all targets, whose folders are held from the first byte to the record."""
     jobs = effort.affordable_jobs([target.plan for target in targets])
+    if jobs < effort.jobs:
+        watch.say(f"--memory-limit leaves room for {jobs} of {effort.jobs} jobs")
     check_disks(source, targets)
     with ExitStack() as stack:
         for target in targets:
@@ -154,7 +163,7 @@ def _convert_missing(source: Source, targets: Sequence[Target], effort: Effort, 
             for step in steps:
                 if files is None:
                     files = pool.submit(hash_source, source, state)
-                advance(step.nbytes, step.label)
+                advance(step.nbytes, step.label, found=step.found)
         return files.result() if files else hash_source(source, state)
 
 

@@ -65,10 +65,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """One step forward: bytes of output that were written or found done, and of what."""
+    """One step forward: bytes of output that were written, or `found` done, and of what."""
 
     nbytes: int
     label: str
+    found: bool = False
 
 
 def source_signature(source: Source) -> str:
@@ -348,7 +349,7 @@ class _Folder:
         plan, progress = self.target.plan, self.journal.load()
         for index, shard in enumerate(plan.shards):
             if self._is_finished(shard, progress, say):
-                yield Advance(shard.data_nbytes, shard.file)
+                yield Advance(shard.data_nbytes, shard.file, found=True)
             else:
                 self.shards[index] = _Shard(self.journal.partial / shard.file, shard.header, shard.nbytes)
         damaged: Counter[str] = Counter()
@@ -357,7 +358,7 @@ class _Folder:
             checksums = progress.pieces.get(number, ())
             known = len(checksums) == len(step.outputs)
             if known and self._holds(step, piece, checksums):
-                yield Advance(self._note(step, piece), step.parameter.path)
+                yield Advance(self._note(step, piece), step.parameter.path, found=True)
             elif any(output.shard in self.shards for output in step.outputs):
                 self.todo.add(number)
                 unfinished = [self.shards[output.shard] for output in step.outputs if output.shard in self.shards]
@@ -471,6 +472,8 @@ class _Run:
                     while len(making) >= 2 * self._jobs:
                         yield from self._collect(making, hasher, syncer)
                 while making or self._hashing or self._syncing:
+                    if not making:
+                        yield Advance(0, "hashing what was written")
                     yield from self._collect(making, hasher, syncer)
             except BaseException:
                 # Or a thread that waits for the source, or hashes gigabytes, would hold up the shutdown.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hubtool.conversion import Effort, convert_sources
+from hubtool.conversion import Advancing, Effort, convert_sources
 from hubtool.convert import Target, convert
 from hubtool.errors import OutputError
 from hubtool.plan import Plan
@@ -36,10 +36,10 @@ class Listener:
         self.said.append(text)
 
     @contextmanager
-    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Callable[[int, str], None]]:
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advancing]:
         """A stage at whose first step it acts."""
 
-        def advance(nbytes: int, label: str) -> None:
+        def advance(nbytes: int, label: str, *, found: bool = False) -> None:
             if not self.acted:
                 self.acted = True
                 self.act()
@@ -89,14 +89,14 @@ class Intruder(Listener):
         self.kept_out: list[str] = []
 
     @contextmanager
-    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Callable[[int, str], None]]:
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advancing]:
         """A stage at whose beginning it tries."""
         with self.lock.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.kept_out.append(name)
-        yield lambda nbytes, label: None
+        yield lambda nbytes, label, *, found=False: None
 
 
 def test_folder_is_held_until_its_record_is_written(sample: Samples, tmp_path: Path) -> None:

@@ -91,4 +91,6 @@ def test_memory_limit_takes_fewer_jobs_or_refuses(sample: Samples, hubtool: Comm
     assert refused.code == 2
     assert "--memory-limit: too little memory for one job" in refused.stderr
     assert not (tmp_path / "refused").exists()
-    assert hubtool(*arguments, tmp_path / "out", "--jobs", 8, "--memory-limit", f"{one}").code == 0
+    lowered = hubtool(*arguments, tmp_path / "out", "--jobs", 8, "--memory-limit", f"{one}")
+    assert lowered.code == 0
+    assert "--memory-limit leaves room for 1 of 8 jobs" in lowered.stderr
