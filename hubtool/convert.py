@@ -9,11 +9,13 @@ more brings to the disk what is written.
 """
 
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import threading
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,19 +28,22 @@ from hubtool.errors import OutputError
 from hubtool.journal import (
     Journal,
     Origin,
+    Progress,
     describe_change,
     forget_cached,
+    holds_anything,
     locked,
     read_origin,
+    reading,
     sync,
     sync_folder,
     write_origin,
     writing,
 )
 from hubtool.pieces import Made, PieceMaker
-from hubtool.plan import Piece, Plan, Step
+from hubtool.plan import Piece, Plan, Shard, Step
 from hubtool.record import RECORD_FILE
-from hubtool.source import HASH_BLOCK_NBYTES, Source, pread_into
+from hubtool.source import CONFIG_FILE, HASH_BLOCK_NBYTES, Source, file_sha256
 
 BYTE_FORMAT = 1
 """Changes whenever the same plan would give other bytes than before."""
@@ -60,15 +65,19 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """One step forward: bytes of output that were written or found done, and of what."""
+    """One step forward: bytes of output that were written, or `found` done, and of what."""
 
     nbytes: int
     label: str
+    found: bool = False
 
 
 def source_signature(source: Source) -> str:
-    """A digest of the source's headers and identity, to notice that it is another one."""
-    digest = hashlib.sha256(f"{source.identity.commit}".encode())
+    """A digest of the source's config.json, headers and stamps, to notice that it is another one.
+
+    Its commit is not in it: the same shards may stand under several.
+    """
+    digest = hashlib.sha256(f"{source.sha256(CONFIG_FILE)}\n".encode())
     for file, header in source.shards.items():
         digest.update(f"{file} {header.nbytes} {header.data_nbytes} {source.stamp(file)}\n".encode())
     return digest.hexdigest()
@@ -77,7 +86,7 @@ def source_signature(source: Source) -> str:
 def check_folder(target: Target, source: Source) -> None:
     """Raise OutputError if the folder is not empty and was not begun with the same plan and source."""
     folder = target.folder
-    if not folder.exists() or not any(folder.iterdir()):
+    if not holds_anything(folder):
         return
     begun = read_origin(folder)
     if begun is None:
@@ -87,20 +96,42 @@ def check_folder(target: Target, source: Source) -> None:
             remedy="give another --out, or empty it",
         )
     changes = describe_change(begun, make_origin(target.plan, source))
-    if changes.keys() == {"backend"} and (folder / RECORD_FILE).is_file():
+    if changes.keys() <= {"backend", "mlx"} and (folder / RECORD_FILE).is_file():
         return  # nothing is left to be made
     if changes:
+        moved = "source" in changes and source.identity.repo and begun.commit not in (None, source.identity.commit)
+        go_on = f"go on with {source.identity.repo}@{begun.commit}, " if moved else ""
         raise OutputError(
             "the output folder was begun with something else",
             where=folder,
             found=" and ".join(changes.values()),
-            remedy="give another --out, or remove the folder",
+            remedy=f"{go_on}give another --out, or remove the folder",
         )
 
 
-def make_origin(plan: Plan, source: Source) -> Origin:
+def make_origin(plan: Plan, source: Source, error_rows: int = ERROR_ROWS) -> Origin:
     """What decides the bytes that a plan over a source comes to on this machine."""
-    return Origin(plan.digest, source_signature(source), BYTE_FORMAT, require_backend())
+    backend, mlx = require_backend(), importlib.metadata.version("mlx")
+    return Origin(
+        plan.digest, source_signature(source), BYTE_FORMAT, backend, mlx, error_rows, source.identity.commit
+    )
+
+
+def begun_error_rows(targets: Sequence[Target], error_rows: int) -> int:
+    """Every how many-th row's error is measured: as the first run in these folders did, else `error_rows`.
+
+    Raises:
+        OutputError: They were begun differently, and a pass has one sample for all.
+    """
+    origins = [read_origin(target.folder) for target in targets]
+    begun = {origin.error_rows for origin in origins if origin is not None}
+    if len(begun) > 1:
+        raise OutputError(
+            "folders that were begun with different --measure-error",
+            where=", ".join(str(target.folder) for target in targets),
+            remedy="convert them one at a time",
+        )
+    return begun.pop() if begun else error_rows
 
 
 def check_disks(source: Source, targets: Sequence[Target]) -> None:
@@ -128,7 +159,11 @@ def check_disks(source: Source, targets: Sequence[Target]) -> None:
 
 
 def convert(
-    source: Source, targets: Sequence[Target], jobs: int = 2, error_rows: int = ERROR_ROWS
+    source: Source,
+    targets: Sequence[Target],
+    jobs: int = 2,
+    error_rows: int = ERROR_ROWS,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Generator[Advance, None, None]:
     """Carry out each target's plan, yielding every step forward; the caller's loop is the progress bar.
 
@@ -139,7 +174,9 @@ def convert(
         source: The checkpoint.
         targets: Plans of one model over this source, and a folder for each.
         jobs: Pieces that are made at once.
-        error_rows: Every how many-th row's error is measured: 1 for all, 0 for none.
+        error_rows: Every how many-th row's error is measured: 1 for all, 0 for none. A folder that was begun goes on as
+            it was: see `begun_error_rows`.
+        say: Told what of an earlier run's work is damaged, and made again.
 
     Raises:
         OutputError: A folder is in use, was begun with something else, or its disk is full.
@@ -150,27 +187,32 @@ def convert(
         check_folder(target, source)
     check_disks(source, targets)
     with ExitStack() as stack:
-        folders = [stack.enter_context(_opened(target, source)) for target in targets]
+        for target in targets:
+            stack.enter_context(locked(target.folder))
+        error_rows = begun_error_rows(targets, error_rows)
+        folders = [stack.enter_context(_opened(target, source, error_rows)) for target in targets]
         for folder in folders:
-            yield from folder.resume()
+            yield from folder.resume(say)
         yield from _Run(source, folders, jobs, error_rows).advance()
         for folder in folders:
-            folder.journal.partial.rmdir()
+            # Whatever else lies there by now, a file manager's notes say, nothing is left to go on with.
+            shutil.rmtree(folder.journal.partial, ignore_errors=True)
 
 
 @contextmanager
-def _opened(target: Target, source: Source) -> Iterator["_Folder"]:
-    """Hold a target's folder and its state."""
-    with locked(target.folder):
-        if read_origin(target.folder) is None:
-            write_origin(target.folder, make_origin(target.plan, source))
-        journal = Journal(target.folder)
+def _opened(target: Target, source: Source, error_rows: int) -> Iterator["_Folder"]:
+    """The state of a target's folder, which is held; what it was before that may have changed."""
+    check_folder(target, source)
+    if read_origin(target.folder) is None:
+        write_origin(target.folder, make_origin(target.plan, source, error_rows))
+    journal = Journal(target.folder)
+    with writing(journal.partial):
         journal.partial.mkdir(exist_ok=True)
-        folder = _Folder(target, journal)
-        try:
-            yield folder
-        finally:
-            folder.close()
+    folder = _Folder(target, journal)
+    try:
+        yield folder
+    finally:
+        folder.close()
 
 
 class _Shard:
@@ -187,6 +229,7 @@ class _Shard:
         self._descriptor: int | None = None
         self._digest = hashlib.sha256()
         self._hashed = 0
+        self._stopped = False
         self._due = 0
         self._complete = 0
         self._ahead: dict[int, int] = {0: len(header)}
@@ -201,20 +244,20 @@ class _Shard:
                 with writing(self.path):
                     self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
                     os.ftruncate(self._descriptor, self.nbytes)
-                    os.pwrite(self._descriptor, self._header, 0)
+                    _pwrite(self._descriptor, 0, memoryview(self._header))
             return self._descriptor
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write bytes at their offset; one thread at a time, which the system's own lock on a file would spin for."""
         descriptor = self.open()
         with self._writing, writing(self.path):
-            while view:
-                count = os.pwrite(descriptor, view, offset)
-                view, offset = view[count:], offset + count
+            _pwrite(descriptor, offset, view)
 
     def checksum(self, offset: int, nbytes: int) -> int:
         """CRC-32 of bytes of the partial file."""
-        return zlib.crc32(os.pread(self.open(), nbytes, offset))
+        descriptor = self.open()
+        with reading(self.path):
+            return zlib.crc32(os.pread(descriptor, nbytes, offset))
 
     def note(self, offset: int, nbytes: int) -> None:
         """Take down that bytes are there."""
@@ -233,22 +276,43 @@ class _Shard:
             return self._due
 
     def hash_to(self, end: int) -> str | None:
-        """Hash on to `end`, which `take_due` told; the SHA-256 if that is the whole shard."""
+        """Hash on to `end`, which `take_due` told; the SHA-256 if that is the whole shard, None after `stop` too."""
         descriptor = self.open()
         buffer = memoryview(bytearray(HASH_BLOCK_NBYTES))
-        while self._hashed < end:
+        while self._hashed < end and not self._stopped:
             view = buffer[: min(len(buffer), end - self._hashed)]
-            pread_into(descriptor, self._hashed, view, self.path.name)
-            self._digest.update(view)
-            self._hashed += len(view)
-        forget_cached(descriptor, end)
+            with reading(self.path):
+                count = os.preadv(descriptor, [view], self._hashed)
+            if count == 0:
+                raise OutputError(
+                    "was cut off while it was written",
+                    where=self.path,
+                    found=f"{self._hashed} bytes",
+                    expected=f"{self.nbytes} bytes",
+                    remedy="see that nothing else writes to this folder, then run it again: it goes on",
+                )
+            self._digest.update(view[:count])
+            self._hashed += count
+        forget_cached(descriptor, self._hashed)
         return self._digest.hexdigest() if self._hashed == self.nbytes else None
 
+    def stop(self) -> None:
+        """Let whoever hashes the shard end soon."""
+        self._stopped = True
+
     def sync(self) -> None:
-        """Bring what is written to the disk: as it goes, so that little is left to wait for when the shard is whole."""
+        """Bring what is written to the disk: as it goes, so that little is left to wait for when the shard is whole.
+
+        Where that fails the partial file is removed: Linux counts its pages as written then, and reads them back as
+        they were meant to be until it forgets them.
+        """
         with self._syncing, writing(self.path):
             if self._descriptor is not None:
-                sync(self._descriptor)
+                try:
+                    sync(self._descriptor)
+                except OSError:
+                    self.path.unlink(missing_ok=True)
+                    raise
 
     def close(self) -> None:
         """Close the partial file."""
@@ -256,6 +320,12 @@ class _Shard:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
+
+
+def _pwrite(descriptor: int, offset: int, view: memoryview) -> None:
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
 
 
 class _Folder:
@@ -274,23 +344,45 @@ class _Folder:
         self.todo: set[int] = set()
         self.shards: dict[int, _Shard] = {}
 
-    def resume(self) -> Iterator[Advance]:
-        """Find out what is done, and believe of an unfinished shard only what its bytes say too."""
+    def resume(self, say: Callable[[str], None]) -> Iterator[Advance]:
+        """Find out what is done, and believe of an unfinished shard only what its bytes say too; `say` what is not."""
         plan, progress = self.target.plan, self.journal.load()
         for index, shard in enumerate(plan.shards):
-            final = self.target.folder / shard.file
-            if progress.sha256(final) is not None:
-                yield Advance(shard.data_nbytes, shard.file)
+            if self._is_finished(shard, progress, say):
+                yield Advance(shard.data_nbytes, shard.file, found=True)
             else:
-                final.unlink(missing_ok=True)
                 self.shards[index] = _Shard(self.journal.partial / shard.file, shard.header, shard.nbytes)
+        damaged: Counter[str] = Counter()
         for number, piece in enumerate(plan.pieces()):
             step = plan.steps[piece.step]
             checksums = progress.pieces.get(number, ())
-            if len(checksums) == len(step.outputs) and self._holds(step, piece, checksums):
-                yield Advance(self._note(step, piece), step.parameter.path)
+            known = len(checksums) == len(step.outputs)
+            if known and self._holds(step, piece, checksums):
+                yield Advance(self._note(step, piece), step.parameter.path, found=True)
             elif any(output.shard in self.shards for output in step.outputs):
                 self.todo.add(number)
+                unfinished = [self.shards[output.shard] for output in step.outputs if output.shard in self.shards]
+                damaged.update({shard.path.name for shard in unfinished if known and shard.begun})
+        for file, pieces in damaged.items():
+            say(f"{self.target.folder}: {units.format_count(pieces)} pieces of {file} are damaged, and are made again")
+
+    def _is_finished(self, shard: Shard, progress: Progress, say: Callable[[str], None]) -> bool:
+        """Whether a shard has its name and its bytes; one that was touched is hashed again, a wrong one is removed."""
+        final = self.target.folder / shard.file
+        if progress.sha256(final) is not None:
+            return True
+        sha256, _ = progress.shards.get(shard.file, (None, 0))
+        if not final.is_file():
+            if sha256 is not None and not (self.journal.partial / shard.file).is_file():
+                say(f"{final} is gone, and is made again")
+            return False
+        if sha256 is not None and final.stat().st_size == shard.nbytes and file_sha256(final) == sha256:
+            self.journal.shard_done(final, sha256)
+            return True
+        say(f"{final} is not what was written, and is made again")
+        with writing(final):
+            final.unlink()
+        return False
 
     def _holds(self, step: Step, piece: Piece, checksums: Sequence[int]) -> bool:
         """Whether the partial shards have what was written down for a piece."""
@@ -310,14 +402,15 @@ class _Folder:
                 done += nbytes
         return done
 
-    def write(self, number: int, piece: Piece, made: Made) -> Advance:
-        """Write what a piece came to, and write that down."""
+    def write(self, number: int, piece: Piece, made: Made, unverified: frozenset[str]) -> Advance:
+        """Write what a piece came to, and write that down, and what of the source is `unverified` before that."""
         step = self.target.plan.steps[piece.step]
         for output, view in zip(step.outputs, made.views, strict=True):
             offset, nbytes = step.output_range(output, piece)
             assert len(view) == nbytes, (step.parameter.path, len(view), nbytes)
             if output.shard in self.shards:
                 self.shards[output.shard].write(offset, view)
+        self.journal.unverified(unverified)
         self.journal.piece_done(number, made.checksums, made.error)
         return Advance(self._note(step, piece), step.parameter.path)
 
@@ -330,10 +423,15 @@ class _Folder:
         shard.sync()
         shard.close()
         self.journal.shard_done(shard.path, sha256)
-        with writing(self.target.folder):
+        with writing(self.target.folder / shard.path.name):
             shard.path.rename(self.target.folder / shard.path.name)
             sync_folder(self.target.folder)
         return True
+
+    def stop(self) -> None:
+        """Let the threads that work on the folder end soon."""
+        for shard in self.shards.values():
+            shard.stop()
 
     def close(self) -> None:
         """Close whatever is open."""
@@ -374,9 +472,14 @@ class _Run:
                     while len(making) >= 2 * self._jobs:
                         yield from self._collect(making, hasher, syncer)
                 while making or self._hashing or self._syncing:
+                    if not making:
+                        yield Advance(0, "hashing what was written")
                     yield from self._collect(making, hasher, syncer)
             except BaseException:
-                self._source.stop()  # or a thread that waits for it would hold up the shutdown
+                # Or a thread that waits for the source, or hashes gigabytes, would hold up the shutdown.
+                self._source.stop()
+                for folder in self._folders:
+                    folder.stop()
                 raise
             finally:
                 for pool in (makers, hasher, syncer):
@@ -387,7 +490,8 @@ class _Run:
         if not hasattr(self._local, "maker"):
             self._local.maker = PieceMaker(self._source, self._error_rows)
         made = self._local.maker.make(piece, [folder.target.plan.steps[piece.step] for folder in folders])
-        return [folder.write(number, piece, each) for folder, each in zip(folders, made, strict=True)]
+        unverified = self._source.unverified
+        return [folder.write(number, piece, each, unverified) for folder, each in zip(folders, made, strict=True)]
 
     def _collect(
         self, making: set[Future[Sequence[Advance]]], hasher: ThreadPoolExecutor, syncer: ThreadPoolExecutor
@@ -418,16 +522,19 @@ class _Run:
     def _shards_by_source_file(self) -> dict[str, set[tuple[int, int]]]:
         """For each file of the source, in the order of need, which unfinished shards of which folders wait for it."""
         needs: dict[str, set[tuple[int, int]]] = {}
-        for number, folder in enumerate(self._folders):
-            plan = folder.target.plan
-            for step in {piece.step: None for n, piece in enumerate(plan.pieces()) if n in folder.todo}:
-                shards = {(number, output.shard) for output in plan.steps[step].outputs} & {
-                    (number, index) for index in folder.shards
-                }
-                for part in plan.steps[step].parameter.parts:
-                    for name in (part.weight, part.scale):
-                        if name is not None:
-                            needs.setdefault(self._source.tensors[name].file, set()).update(shards)
+        for number, piece in enumerate(self._plan.pieces()):
+            shards = {
+                (index, output.shard)
+                for index, folder in enumerate(self._folders)
+                if number in folder.todo
+                for output in folder.target.plan.steps[piece.step].outputs
+                if output.shard in folder.shards
+            }
+            parts = self._plan.steps[piece.step].parameter.parts if shards else ()
+            for part in parts[piece.first_part : piece.first_part + piece.parts]:
+                for name in (part.weight, part.scale):
+                    if name is not None:
+                        needs.setdefault(self._source.tensors[name].file, set()).update(shards)
         return needs
 
     def _finish(self, folder: _Folder, index: int) -> None:

@@ -1,6 +1,7 @@
 """The one seam to MLX's device: which it is, that it is there, and what is done differently for it."""
 
 import importlib.metadata
+import os
 import platform
 import sys
 from functools import cache
@@ -41,6 +42,26 @@ def require_backend() -> Backend:
     if mx.metal.is_available():
         return "metal"
     return "cuda" if mx.default_device().type == mx.DeviceType.gpu else "cpu"
+
+
+MOST_JOBS = 8
+"""Jobs by default at most: each takes some 50 MB, and by then the disk is what is waited for."""
+
+GPU_JOBS = 2
+"""Jobs by default on a GPU: one reads and writes while the other computes."""
+
+
+def default_jobs() -> int:
+    """Pieces that are made at once if nobody says: on a CPU one a core, as far as that stays modest. MLX is not loaded."""
+    on_gpu = sys.platform == "darwin" or any(_is_installed(name) for name in LINUX_BACKENDS if "cuda" in name)
+    return GPU_JOBS if on_gpu else min(MOST_JOBS, _usable_cores())
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def decodes_on_device() -> bool:

@@ -5,6 +5,8 @@ is released. Whoever reads a file that is on its way waits for it. Whoever reads
 wait, because room may come only of what that very read leads to: such a file is never fetched in this pass, and its
 reader takes the rows that it needs straight from the Hub.
 
+A second process is kept out of the folder, by a lock beside it, from `prepare` until it is closed.
+
 A file gets its name only when it is whole, its hash is the Hub's, and it is synced. The folder is laid out as the stock
 client lays out a `--local-dir`, so that `hf download` goes on with what was begun here, and the other way round.
 """
@@ -14,7 +16,7 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +32,7 @@ from huggingface_hub._local_folder import (
 from hubtool import units
 from hubtool.errors import HubtoolError, SourceError, UsageError
 from hubtool.http import HubFile, RepoReader, translated
+from hubtool.locks import held
 from hubtool.source import pread_into
 
 PARALLEL = 3
@@ -132,12 +135,21 @@ class Downloads:
         self._changed = threading.Condition()
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._lock = ExitStack()
 
     def prepare(self, names: Sequence[str]) -> None:
-        """Start to fetch these files, in this order; what an earlier run left of others is removed."""
+        """Start to fetch these files, in this order; what an earlier run left of others is removed.
+
+        Raises:
+            OutputError: Another process fetches into the folder.
+            SourceError: The folder cannot be made.
+        """
         self.close()
         for thread in self._threads:
             thread.join()
+        with _writing(self._folder):
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.enter_context(held(self._folder.with_name(f"{self._folder.name}.lock"), self._folder))
         self._stopped.clear()
         self._files = {name: _File(self._shards[name]) for name in names}
         self.traffic.total_nbytes = sum(file.entry.nbytes for file in self._files.values())
@@ -206,6 +218,13 @@ class Downloads:
         self.stop()
         for file in self._files.values():
             file.close()
+        self._lock.close()
+
+    @property
+    def disk_nbytes(self) -> int:
+        """Most bytes of disk that fetching will take beside those of files that lie in the folder already."""
+        there = sum(path.stat().st_blocks * 512 for path in self._folder.rglob("*") if path.is_file())
+        return max(0, self.limit - there)
 
     def count_direct(self, nbytes: int) -> None:
         """Take down that so many bytes were read straight from the Hub."""
@@ -295,7 +314,7 @@ class Downloads:
                         partial.finish()
                         write_download_metadata(self._folder, entry.name, self._reader.commit, entry.etag)
                         return os.open(paths.file_path, os.O_RDONLY)
-                    partial.path.unlink()
+                    partial.path.unlink(missing_ok=True)
                     self._count(-partial.nbytes)
         raise self._reader.wrong_bytes(entry, found)
 
@@ -377,8 +396,7 @@ class _Partial:
         self.nbytes = 0
 
     def __enter__(self) -> "_Partial":
-        self._file = self.path.open("a+b", buffering=0)
-        self._file.seek(0)
+        self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
         while chunk := self._file.read(CHUNK_NBYTES):
             self.digest.update(chunk)
             self.nbytes += len(chunk)
@@ -395,16 +413,36 @@ class _Partial:
         self._begin()
 
     def append(self, chunk: bytes) -> None:
-        """Add bytes at the end."""
-        view = memoryview(chunk)
+        """Add bytes after those that were hashed, wherever another process may have left the end of the file."""
+        view, offset = memoryview(chunk), self.nbytes
         while view:
-            view = view[self._file.write(view) :]
+            count = os.pwrite(self._file.fileno(), view, offset)
+            view, offset = view[count:], offset + count
         self.digest.update(chunk)
         self.nbytes += len(chunk)
 
     def finish(self) -> None:
-        """Bring it to the disk, and give it its name."""
-        os.fsync(self._file.fileno())
+        """Bring it to the disk, and give it its name.
+
+        Raises:
+            SourceError: The file under its path is not this one at its length, so that its bytes are not those hashed.
+            OSError: It cannot be synced. It is removed: the system may count as written what never came to the disk.
+        """
+        there = self.path.stat() if self.path.exists() else None
+        ours = os.fstat(self._file.fileno())
+        if there is None or not os.path.samestat(there, ours) or ours.st_size != self._entry.nbytes:
+            raise SourceError(
+                "was changed while it was fetched",
+                where=self.path,
+                found=f"{there.st_size if there else 0} bytes",
+                expected=f"{self._entry.nbytes} bytes",
+                remedy="see that no other program fetches into this folder, then run it again",
+            )
+        try:
+            os.fsync(self._file.fileno())
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            raise
         self.path.rename(self._final)
 
 

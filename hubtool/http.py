@@ -195,11 +195,12 @@ class RepoReader:
             response = stock.http_backoff("GET", **request)
             stock.hf_raise_for_status(response)
         content: bytes = response.content
-        if ranged and (response.status_code != 206 or (stop is not None and len(content) != stop - start)):
+        if ranged and not _is_part(response, start, stop):
+            said_range = response.headers.get("Content-Range", "no Content-Range")
             raise HubError(
                 "the Hub sent another part than was asked for",
                 where=self.where(name),
-                found=f"status {response.status_code}, {len(content)} bytes",
+                found=f"status {response.status_code}, {said_range}, {len(content)} bytes",
                 expected=f"bytes {start} to {stop}",
                 remedy="run it again; a proxy in between must let Range headers pass",
             )
@@ -245,6 +246,19 @@ class RepoReader:
             "headers": {**self._api._build_hf_headers(), "Accept-Encoding": "identity", **headers},
             "timeout": httpx2.Timeout(DOWNLOAD_SECONDS, connect=CONNECT_SECONDS),
         }
+
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+def _is_part(response: httpx2.Response, start: int, stop: int | None) -> bool:
+    """Whether an answer is the part from `start` up to `stop`, or to the end, by its own words and its length."""
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if response.status_code != 206 or match is None:
+        return False
+    first, end = int(match[1]), int(match[2]) + 1
+    wanted = stop if stop is not None else int(match[3]) if match[3] != "*" else end
+    return (first, end) == (start, wanted) and len(response.content) == end - start
 
 
 class _Answer:

@@ -60,6 +60,7 @@ class HubSource(Checkpoint):
         self._reader = RepoReader(api, info.id, info.sha)
         self._pass = 0
         self._hashes: dict[str, str] = {}
+        self._unverified: set[str] = set()
         self._downloads = None if storage is None else Downloads(self._reader, storage, self._weights())
 
     @cached_property
@@ -126,6 +127,7 @@ class HubSource(Checkpoint):
         """
         if self._downloads is not None and self._downloads.read_into(file, offset, buffer):
             return
+        self._unverified.add(file)
         buffer[:] = self._reader.read(self._existing(file).name, offset, offset + len(buffer), stops=self._pass)
         if self._downloads is not None:
             self._downloads.count_direct(len(buffer))
@@ -133,8 +135,8 @@ class HubSource(Checkpoint):
     def sha256(self, file: str) -> str:
         """The SHA-256 of a file's bytes in hexadecimal.
 
-        For a shard, what the Hub says: a fetched one is used only if its bytes come to that. Any other file that the
-        Hub has no SHA-256 of is fetched.
+        For a shard, what the Hub says: a fetched one is used only if its bytes come to that; for one in `unverified`
+        it is no more than the Hub's word. Any other file that the Hub has no SHA-256 of is fetched.
         """
         known = self._existing(file).sha256 or self._hashes.get(file)
         if known is None:
@@ -167,8 +169,13 @@ class HubSource(Checkpoint):
 
     @property
     def disk_nbytes(self) -> int:
-        """Most bytes of shards that lie on the disk at once."""
-        return 0 if self._downloads is None else self._downloads.limit
+        """Most bytes of disk that shards will take beside those that were fetched already."""
+        return 0 if self._downloads is None else self._downloads.disk_nbytes
+
+    @property
+    def unverified(self) -> frozenset[str]:
+        """Shards of which rows were read straight from the Hub, so that nobody saw all of their bytes."""
+        return frozenset(self._unverified)
 
     @property
     def traffic(self) -> Traffic:

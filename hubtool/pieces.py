@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import mlx.core as mx
@@ -25,11 +26,20 @@ BF16_INFINITY = 0x7F80
 E4M3_NAN = 0x7F
 """The magnitude bits of E4M3's only NaN (OCP 8-bit Floating Point 1.0: no infinities)."""
 
+OVERFLOWING_E8M0 = {"fp4": 253, "fp8": 247}
+"""Scale bytes from which on a published weight can be too large for bfloat16: 4 * 2**126 and 256 * 2**120 are."""
+
+OVERFLOWING_SCALE = {"mxfp4": 253, "mxfp8": 247, "nvfp4": E4M3_NAN}
+"""Scale bytes of MLX's modes from which on a weight is read back as an infinity, as above, or as a NaN."""
+
 TILE_SIZE = 1024 * 1024
 """Weights that a CPU decodes and quantizes at once: 2 MiB of bfloat16, which a core's cache holds."""
 
 TILE_ROWS = 128
 """Rows of a tile are a multiple of this: whole FP8 blocks, and whole steps of the sample whose error is measured."""
+
+ERROR_TILE_ROWS = 64
+"""Rows of a sample that are compared at once: what that takes in float32 is little beside a tile."""
 
 ErrorSums = tuple[float, float]
 """Squared error and squared weight, each summed over the rows that were measured."""
@@ -109,12 +119,18 @@ class PieceMaker:
         return buffer.reshape(-1, row_nbytes)
 
     def _compute(self, loaded: "_Loaded", steps: Sequence[Step]) -> list[Made]:
-        """Decode tile by tile, and make of each tile what every step wants."""
+        """Decode tile by tile, and make of each tile what every step wants, and what that lost."""
         outputs: list[tuple[Array, ...]] = [() for _ in steps]
+        sums: list[ErrorSums | None] = [None for _ in steps]
+        checked = loaded.can_overflow or (loaded.scale is None and any(step.how == "quantize" for step in steps))
         for start, stop in tiles(len(loaded.raw), steps[0].columns):
             values = self._decode(loaded, slice(start, stop))
+            if checked:
+                (bits,) = to_numpy([values.astype(mx.bfloat16)])
+                loaded.refuse_infinities(bits, start)
             for number, step in enumerate(steps):
-                arrays = to_numpy(_store(values, step))
+                stored = _store(values, step)
+                arrays = to_numpy(stored)
                 if not outputs[number]:
                     outputs[number] = tuple(
                         self.buffer(f"{number}.{i}", (len(loaded.raw), *array.shape[1:]), array.dtype)
@@ -122,27 +138,25 @@ class PieceMaker:
                     )
                 for output, array in zip(outputs[number], arrays, strict=True):
                     output[start:stop] = array
-        for step, arrays in zip(steps, outputs, strict=True):
-            if step.how == "quantize" and step.format.has_biases:
-                _refuse_infinities(arrays[1:], loaded.weights)
-        return [
-            Made(arrays, error) for arrays, error in zip(outputs, self._errors(loaded, steps, outputs), strict=True)
-        ]
+                if step.how == "quantize" and self._error_rows:
+                    error, energy = self._error_sums(values, stored, step, start)
+                    before = sums[number] or (0.0, 0.0)
+                    sums[number] = before[0] + error, before[1] + energy
+        for step, output, error_sums in zip(steps, outputs, sums, strict=True):
+            if step.how == "quantize":
+                _refuse_scales(output[1:], step, loaded.weights)
+                _refuse_overflow(error_sums, loaded.weights)
+        return [Made(*made) for made in zip(outputs, sums, strict=True)]
 
-    def _errors(
-        self, loaded: "_Loaded", steps: Sequence[Step], outputs: Sequence[tuple[Array, ...]]
-    ) -> Iterator[ErrorSums | None]:
-        """What quantizing lost on the sample of rows, for each step."""
-        sample = slice(None, None, self._error_rows or None)
-        values = None
-        for step, arrays in zip(steps, outputs, strict=True):
-            if step.how != "quantize" or not self._error_rows:
-                yield None
-                continue
-            if values is None:
-                values = self._decode(loaded, sample)
-            error, energy = to_numpy(squared_error(values, [array[sample] for array in arrays], step.format))
-            yield float(error), float(energy)
+    def _error_sums(self, values: mx.array, stored: Sequence[mx.array], step: Step, start: int) -> ErrorSums:
+        """What quantizing lost on the sample among the rows of a tile that begins with row `start` of the piece."""
+        error = energy = 0.0
+        for first in range(-start % self._error_rows, len(values), ERROR_TILE_ROWS * self._error_rows):
+            rows = slice(first, first + ERROR_TILE_ROWS * self._error_rows, self._error_rows)
+            sums = squared_error(values[rows], [array[rows] for array in stored], step.format)
+            mx.eval(*sums)
+            error, energy = error + sums[0].item(), energy + sums[1].item()
+        return error, energy
 
     def _decode(self, loaded: "_Loaded", rows: slice) -> mx.array:
         """Rows on MLX's device: bfloat16 where they are encoded, else as published."""
@@ -197,6 +211,19 @@ class _Loaded:
             )
             _refuse(nan, self.weights, "E4M3 byte 127 or 255, which is NaN")
 
+    @property
+    def can_overflow(self) -> bool:
+        """Whether a scale is so large that a decoded weight can be infinite."""
+        return self.scale is not None and bool(self.scale.max() >= OVERFLOWING_E8M0[self.parameter.encoding])
+
+    def refuse_infinities(self, bits: Array, start: int) -> None:
+        """Raise SourceError if any of the decoded rows from `start` on, bfloat16 bits, is infinite or NaN."""
+        bad = (bits & BF16_INFINITY) == BF16_INFINITY
+        if bad.any():
+            row = start + int(bad.reshape(len(bits), -1).any(axis=1).argmax())
+            names = [self.weights[row * len(self.weights) // len(self.raw)]]
+            _refuse(bad, names, "a weight that is infinite or NaN in bfloat16")
+
     def rows(self, rows: slice) -> tuple[decode.Bytes, decode.Bytes | None]:
         """Some rows of the weights, and a row of scales for each of them."""
         raw = np.ascontiguousarray(self.raw[rows])
@@ -224,9 +251,25 @@ def tiles(rows: int, columns: int) -> Iterator[tuple[int, int]]:
         yield start, min(rows, start + step)
 
 
-def _refuse_infinities(arrays: Sequence[Array], names: Sequence[str]) -> None:
-    for kind, array in zip(("scale", "bias"), arrays, strict=True):
-        _refuse((array & BF16_INFINITY) == BF16_INFINITY, names, f"a {kind} of its quantization is infinite or NaN")
+def _refuse_overflow(sums: ErrorSums | None, names: Sequence[str]) -> None:
+    """Raise SourceError if weights are too large to be squared, so that the sums are not numbers."""
+    if sums is not None and not all(map(isfinite, sums)):
+        raise SourceError(
+            "too large for its error to be measured",
+            where=names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}",
+            found="weights whose squares overflow float32",
+            remedy="fetch its shard again, or report the checkpoint; `--measure-error off` converts it all the same",
+        )
+
+
+def _refuse_scales(arrays: Sequence[Array], step: Step, names: Sequence[str]) -> None:
+    """Raise SourceError if a scale or bias that `step` stores makes its weights infinite or NaN."""
+    for kind, array in zip(("scale", "bias"), arrays, strict=False):
+        if step.format.has_biases:
+            bad = (array & BF16_INFINITY) == BF16_INFINITY
+        else:
+            bad = array >= OVERFLOWING_SCALE[step.format.mode]
+        _refuse(bad, names, f"a {kind} of its quantization is infinite or NaN")
 
 
 def _refuse(bad: npt.NDArray[np.bool_], names: Sequence[str], found: str) -> None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hubtool.record import PROVENANCE_FILE, TEST_RESULT_FILE, Evidence, FileRecord, Record, files_digest
+from hubtool.record import PROVENANCE_FILE, TEST_RESULT_FILE, Evidence, FileRecord, Record, SourceRecord, files_digest
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PROVENANCE_TYPE = "https://slsa.dev/provenance/v1"
@@ -62,6 +62,12 @@ def _resource(file: FileRecord) -> dict[str, Any]:
     return {"name": file.name, "digest": {"sha256": file.sha256}}
 
 
+def _source_file(source: SourceRecord, file: FileRecord) -> dict[str, Any]:
+    """A file of the source as a resource, which says if its digest is only the Hub's word."""
+    stated = {"annotations": {"digest": "stated by the Hub, not checked"}} if file.name in source.unverified else {}
+    return _resource(file) | stated
+
+
 def _provenance(record: Record) -> dict[str, Any]:
     source, recipe = record.source, record.recipe
     versions = dict(record.versions)
@@ -76,7 +82,7 @@ def _provenance(record: Record) -> dict[str, Any]:
                     "recipe": {"name": recipe.name, "digest": {"sha256": recipe.sha256}},
                 },
                 "internalParameters": {"plan": {"sha256": record.plan.digest}},
-                "resolvedDependencies": [_checkpoint(record), *(_resource(file) for file in source.files)],
+                "resolvedDependencies": [_checkpoint(record), *(_source_file(source, file) for file in source.files)],
             },
             "runDetails": {"builder": {"id": BUILDER, "version": versions}},
         },

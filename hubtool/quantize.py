@@ -50,16 +50,13 @@ def dequantize(arrays: Sequence[mx.array], form: Format, dtype: mx.Dtype) -> mx.
     return mx.dequantize(weight, scales, biases, form.group_size, form.bits, form.mode, dtype=dtype)
 
 
-def squared_error(values: mx.array, arrays: Sequence[Array], form: Format) -> tuple[mx.array, mx.array]:
+def squared_error(values: mx.array, arrays: Sequence[mx.array], form: Format) -> tuple[mx.array, mx.array]:
     """Sums of squared error and of squared weight, float32 scalars.
 
     Args:
         values: What was quantized, [out, in].
-        arrays: What `quantize` made of it, as it lies in a file.
+        arrays: What `quantize` made of it.
         form: How.
     """
     sample = values.astype(mx.float32)
-    packed = [mx.array(array) for array in arrays]
-    if form.has_biases:
-        packed = [packed[0], *(array.view(mx.bfloat16) for array in packed[1:])]
-    return mx.square(dequantize(packed, form, mx.float32) - sample).sum(), mx.square(sample).sum()
+    return mx.square(dequantize(arrays, form, mx.float32) - sample).sum(), mx.square(sample).sum()

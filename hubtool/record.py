@@ -62,6 +62,7 @@ class SourceRecord(_Strict, frozen=True):
         model_type: config.json's `model_type`.
         metadata: License and language from its card: what the new card may carry on.
         files: Every file that was read.
+        unverified: Those of the files whose hash is only what the Hub says: parts of them were read straight from it.
         dropped: What was not converted.
         encodings: Logical parameters by how they are published: `fp4`, `fp8` or `plain`.
     """
@@ -76,6 +77,7 @@ class SourceRecord(_Strict, frozen=True):
     files: tuple[FileRecord, ...]
     dropped: tuple[DroppedRecord, ...]
     encodings: dict[str, int] = {}
+    unverified: tuple[str, ...] = ()
 
 
 class RecipeRecord(_Strict, frozen=True):

@@ -90,7 +90,7 @@ class Findings:
         source_files: Of the source, what was read.
         measurement: What the files hold.
         files: Those that are published, but for what is made of the record.
-        progress: Holds the errors that were measured.
+        progress: Holds the errors that were measured, and what of the source was read unverified.
         error_rows: The sample of rows by which they were.
     """
 
@@ -138,6 +138,7 @@ def record_findings(source: Source, plan: Plan, findings: Findings) -> Record:
                 for item in plan.model.dropped
             ),
             encodings=encodings(plan),
+            unverified=tuple(sorted(findings.progress.unverified)),
         ),
         recipe=RecipeRecord(
             name=plan.recipe.name,

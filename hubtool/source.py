@@ -169,7 +169,11 @@ class Source(Protocol):
 
     @property
     def disk_nbytes(self) -> int:
-        """Most bytes of disk that reading takes for itself; 0 where the files are there already."""
+        """Most bytes of disk that reading will take for itself; 0 where the files are there already."""
+
+    @property
+    def unverified(self) -> frozenset[str]:
+        """Files of which parts were read that could not be held against the file's SHA-256."""
 
     def nbytes(self, file: str) -> int:
         """The size of a file in bytes."""
@@ -298,6 +302,11 @@ class LocalSource(Checkpoint):
     def disk_nbytes(self) -> int:
         """0: nothing is fetched."""
         return 0
+
+    @property
+    def unverified(self) -> frozenset[str]:
+        """None: the files are hashed as they are read."""
+        return frozenset()
 
     def nbytes(self, file: str) -> int:
         """The size of a file in bytes."""
@@ -457,15 +466,23 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
     Args:
         path: The file.
         progress: Called with the number of bytes of each block that was hashed.
+
+    Raises:
+        SourceError: The disk fails.
     """
     digest = hashlib.sha256()
     buffer = bytearray(HASH_BLOCK_NBYTES)
     view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
-            if progress:
-                progress(count)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(view[:count])
+                if progress:
+                    progress(count)
+    except OSError as error:
+        raise SourceError(
+            "cannot be read", where=path, found=error.strerror, remedy="check its disk, then run it again"
+        ) from error
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from huggingface_hub import HfApi
 
 from hubtool import hub
 from hubtool.conversion import Converted, Effort, Watch
-from hubtool.convert import Target, check_folder, make_origin
+from hubtool.convert import Target, begun_error_rows, check_folder, make_origin
 from hubtool.device import require_backend
 from hubtool.documents import address, write_documents_of
 from hubtool.errors import HubError, VerificationError
@@ -65,12 +65,14 @@ class _MadeShard(msgspec.Struct, frozen=True):
         sha256: Of its bytes, as they were made.
         nbytes: Their number.
         errors: Squared error and squared weight by piece number, where they were measured.
+        unverified: Files of the source that had been read by then without their hashes having been checked.
     """
 
     plan: str
     sha256: str
     nbytes: int
     errors: dict[int, ErrorSums]
+    unverified: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -107,7 +109,8 @@ class Streaming:
         check_folder(self.target, self.source)
         with locked(folder):
             if read_origin(folder) is None:
-                write_origin(folder, make_origin(plan, self.source))
+                write_origin(folder, make_origin(plan, self.source, self.effort.error_rows))
+            self.effort = replace(self.effort, error_rows=begun_error_rows([self.target], self.effort.error_rows))
             self._state_dir.mkdir(exist_ok=True)
             place = self._prepare()
             with ThreadPoolExecutor(1, "hubtool-source") as pool:
@@ -200,7 +203,7 @@ class Streaming:
             nbytes += len(chunk)
             errors |= measured
             yield chunk
-        made = _MadeShard(self.target.plan.digest, digest.hexdigest(), nbytes, errors)
+        made = _MadeShard(self.target.plan.digest, digest.hexdigest(), nbytes, errors, self.source.unverified)
         write_beside(self._state_dir / f"{shard.file}.json", msgspec.json.encode(made))
         self._made[shard.file] = made
 
@@ -223,9 +226,9 @@ class Streaming:
         headers = {shard.file: planned_header(shard) for shard in plan.shards}
         measurement = measure_files(headers, files, lambda name: (folder / name).read_bytes(), None)
         errors = {number: sums for made in self._made.values() for number, sums in made.errors.items()}
-        findings = Findings(
-            folder, source_files.result(), measurement, files, Progress(errors=errors), self.effort.error_rows
-        )
+        unverified = {file for made in self._made.values() for file in made.unverified}
+        progress = Progress(errors=errors, unverified=unverified)
+        findings = Findings(folder, source_files.result(), measurement, files, progress, self.effort.error_rows)
         record = record_findings(self.source, plan, findings)
         record = msgspec.structs.replace(record, evidence=(_unread(record),))
         write_documents_of(folder, record)

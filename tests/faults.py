@@ -31,6 +31,12 @@ class Disk:
         self.off = False
         self.room: int | None = None
         self.unreadable_after: int | None = None
+        self.unreadable: Path | None = None
+        self.unsyncable: Path | None = None
+        self._pread = os.pread
+        self._fsync = os.fsync
+        patch.setattr(os, "pread", self.pread)
+        patch.setattr(os, "fsync", self.fsync)
         patch.setattr(os, "write", self.write)
         patch.setattr(os, "pwrite", self.pwrite)
         patch.setattr(os, "preadv", self.preadv)
@@ -70,9 +76,30 @@ class Disk:
         return self._pwrite(descriptor, data, offset)
 
     def preadv(self, descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        """`os.preadv`; the disk is gone after `unreadable_after` calls."""
-        if self.unreadable_after is not None:
+        """`os.preadv`; the disk is gone after `unreadable_after` calls, or where `unreadable` lies."""
+        self._check(descriptor, self.unreadable)
+        if self.unreadable_after is not None and not _is_under(descriptor, self._journal.parent):
             if not self.unreadable_after:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             self.unreadable_after -= 1
         return self._read(descriptor, buffers, offset)
+
+    def pread(self, descriptor: int, nbytes: int, offset: int) -> bytes:
+        """`os.pread`; the disk is gone where `unreadable` lies."""
+        self._check(descriptor, self.unreadable)
+        return self._pread(descriptor, nbytes, offset)
+
+    def fsync(self, descriptor: int) -> None:
+        """`os.fsync`; it fails for files under `unsyncable`."""
+        self._check(descriptor, self.unsyncable)
+        self._fsync(descriptor)
+
+    def _check(self, descriptor: int, broken: Path | None) -> None:
+        if broken is not None and _is_under(descriptor, broken):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def _is_under(descriptor: int, folder: Path) -> bool:
+    """Whether an open file has a name under a folder."""
+    opened = os.fstat(descriptor)
+    return any(os.path.samestat(opened, path.stat()) for path in folder.rglob("*") if path.is_file())

@@ -1,8 +1,10 @@
 """The command line itself: help, exit codes, and what it loads."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +13,12 @@ import click
 import pytest
 
 import hubtool as package
-from hubtool.cli import cli
+from hubtool import device
+from hubtool.cli import cli, console
 from hubtool.cli.console import Console, table
 from hubtool.cli.target import is_loopback
 from tests.checkpoints import copied, file_bytes
+from hubtool.units import MB
 from tests.fixtures import CommandLine, Samples
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -124,6 +128,30 @@ def test_json_is_one_document_and_progress_is_json_lines(sample: Samples, hubtoo
     progress = [line for line in lines if line.get("stage") == "convert"]
     assert progress[-1]["nbytes"] == progress[-1]["total_nbytes"] == outcome.document["nbytes"]
     assert [line["done"] for line in lines if "done" in line] == ["convert", "measure"]
+    assert all(line["bytes_per_second"] > 0 and line["rss_nbytes"] > 10 * MB for line in progress)
+    assert progress[-1]["seconds_left"] == 0
+
+
+def test_rate_and_time_left_are_of_what_was_made_and_not_of_what_was_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 0.0, 100.0, 100.0, *[110.0] * 20])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.0)
+    with console.Console(json_mode=True).stage("convert", 1000) as advance:
+        advance(500, "a", found=True)
+        advance(100, "b")
+    found, made = [json.loads(line) for line in capsys.readouterr().err.splitlines()[:2]]
+    assert (found["nbytes"], found["bytes_per_second"], found["seconds_left"]) == (500, 0, None)
+    assert (made["nbytes"], made["bytes_per_second"], made["seconds_left"]) == (600, 10, 40.0)
+
+
+def test_jobs_are_as_many_as_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "LINUX_BACKENDS", ())
+    monkeypatch.setattr(sys, "platform", "linux")
+    for cores, jobs in ((1, 1), (3, 3), (64, device.MOST_JOBS)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)), raising=False)
+        assert device.default_jobs() == jobs
 
 
 def test_errors_are_json_lines_too(hubtool: CommandLine, tmp_path: Path) -> None:

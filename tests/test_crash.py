@@ -1,6 +1,7 @@
 """What a conversion survives: kills, power cuts, full and failing disks, damaged state, and a second process."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -10,13 +11,14 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hubtool.convert import Target, check_folder, convert
 from hubtool.errors import OutputError, SourceError
-from hubtool.journal import Journal
+from hubtool.journal import Journal, locked
 from hubtool.plan import Piece, Plan, make_plan
 from hubtool.planning import open_source, plan_source
 from tests.faults import Disk, PowerCut
@@ -147,6 +149,82 @@ def interrupted(source: Path, plan: Plan, folder: Path) -> Path:
             break
     steps.close()
     return folder
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["while it is hashed", "when the run goes on"])
+def test_an_output_that_cannot_be_read_is_not_taken_for_the_source(
+    begun: bool, undisturbed: tuple[Path, Plan, dict[str, bytes]], tmp_path: Path
+) -> None:
+    source, plan, expected = undisturbed
+    folder = tmp_path / "out"
+    if begun:
+        interrupted(source, plan, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(patch, folder / ".hubtool" / "journal")
+        disk.unreadable = folder / ".hubtool" / "partial"
+        with pytest.raises(OutputError, match=r"safetensors: cannot be read: found Input/output.*check the output's disk"):
+            run(source, plan, folder)
+    run(source, plan, folder)
+    assert shard_bytes(folder) == expected
+
+
+def test_a_shard_that_could_not_be_synced_is_made_again(
+    undisturbed: tuple[Path, Plan, dict[str, bytes]], tmp_path: Path
+) -> None:
+    source, plan, expected = undisturbed
+    folder = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(patch, folder / ".hubtool" / "journal")
+        disk.unsyncable = folder / ".hubtool" / "partial"
+        with pytest.raises(OutputError, match=r"safetensors: cannot be written: found Input/output error") as failure:
+            run(source, plan, folder)
+    assert failure.value.where is not None
+    assert not Path(failure.value.where).exists(), "what Linux believes to be written may be read back, and never come"
+    run(source, plan, folder)
+    assert shard_bytes(folder) == expected
+
+
+def test_a_run_killed_before_it_made_anything_does_not_lock_its_user_out(
+    undisturbed: tuple[Path, Plan, dict[str, bytes]], tmp_path: Path
+) -> None:
+    source, plan, expected = undisturbed
+    state = tmp_path / "out" / ".hubtool"
+    state.mkdir(parents=True)
+    (state / "lock").write_text("1\n")
+    (state / ".plan.json.new").write_text("{")
+    run(source, plan, tmp_path / "out")
+    assert shard_bytes(tmp_path / "out") == expected
+
+
+def test_a_file_managers_notes_do_no_harm(undisturbed: tuple[Path, Plan, dict[str, bytes]], tmp_path: Path) -> None:
+    source, plan, expected = undisturbed
+    folder = interrupted(source, plan, tmp_path / "out")
+    (folder / ".hubtool" / "partial" / ".DS_Store").write_bytes(b"notes")
+    run(source, plan, folder)
+    assert shard_bytes(folder) == expected
+    assert not (folder / ".hubtool" / "partial").exists()
+
+
+def test_a_file_in_the_way_of_the_folder_is_named(
+    undisturbed: tuple[Path, Plan, dict[str, bytes]], tmp_path: Path
+) -> None:
+    source, plan, _ = undisturbed
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"file/out: cannot be written: found Not a directory"):
+        run(source, plan, tmp_path / "file" / "out")
+
+
+def test_many_threads_write_whole_lines_even_if_the_disk_takes_little_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data)[:7]))
+    with locked(tmp_path):
+        journal = Journal(tmp_path)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda number: journal.piece_done(number, (number,) * 9, (0.5, 1.5)), range(400)))
+        journal.close()
+    assert Journal(tmp_path).load().pieces == {number: (number,) * 9 for number in range(400)}
 
 
 def test_a_damaged_partial_file_is_noticed_and_only_its_piece_is_made_again(

@@ -10,7 +10,7 @@ import pytest
 from hubtool.conversion import convert_source
 from hubtool.planning import open_source, plan_source
 from tests.checkpoints import Tensor, copied, edit_tensors, read_tensors
-from tests.fixtures import QUIET, Refusal, Samples
+from tests.fixtures import QUIET, CommandLine, Refusal, Samples
 from tests.reference import Published
 
 LOWEST, HIGHEST = 10, 246
@@ -107,3 +107,84 @@ def test_nan_in_what_is_dropped_is_no_matter(
 ) -> None:
     source = edit_tensors(copied(sample("mini"), tmp_path / "source"), _put("mtp.0.e_proj.scale", 0, 255))
     assert (convert(source, "mixed_3_6") / "README.md").is_file()
+
+
+MODES = {
+    "affine": "bits = 3\ngroup_size = 64",
+    "mxfp4": "",
+    "mxfp8": "",
+    "nvfp4": "",
+}
+
+
+def _head_in(mode: str, folder: Path) -> Path:
+    path = folder / f"{mode}.toml"
+    head = f'[[rule]]\nmatch = "lm_head"\nmode = "{mode}"\n{MODES[mode]}\n'
+    path.write_text(f'summary = "the head in {mode}"\n{head}[[rule]]\nmatch = "**"\nmode = "repack"\n')
+    return path
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0x7F81], ids=["inf", "-inf", "nan", "another nan"])
+def test_weight_that_is_not_finite_is_never_quantized(
+    bits: int, mode: str, sample: Samples, tmp_path: Path, refused: Refusal
+) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        _put("head.weight", 70_000, bits & 255)(tensors)
+        _put("head.weight", 70_001, bits >> 8)(tensors)
+
+    source = edit_tensors(copied(sample("mini"), tmp_path / "source"), change)
+    found = "a weight that is infinite or NaN in bfloat16"
+    refused(
+        source,
+        f"head.weight: not finite: found {found}; fetch its shard again, or report the checkpoint",
+        recipe=_head_in(mode, tmp_path),
+        planned=True,
+    )
+
+
+@pytest.mark.parametrize("recipe", ["mixed_3_6", "bf16"])
+def test_encoded_weight_that_overflows_bfloat16_is_refused(
+    recipe: str, sample: Samples, tmp_path: Path, refused: Refusal
+) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        _put(f"{EXPERT}.scale", 64, 254)(tensors)
+        _put(f"{EXPERT}.weight", 64 * 16, 0x77)(tensors)
+
+    source = edit_tensors(copied(sample("mini"), tmp_path / "source"), change)
+    found = "a weight that is infinite or NaN in bfloat16"
+    refused(
+        source,
+        f"{EXPERT}.weight: not finite: found {found}; fetch its shard again, or report the checkpoint",
+        recipe=recipe,
+        planned=True,
+    )
+
+
+def test_weight_that_is_too_large_to_be_squared_is_named_and_the_folder_is_not_spoilt(
+    sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    source = edit_tensors(copied(sample("mini"), tmp_path / "source"), _put("head.weight", 1, 0x7E))
+    arguments = ("convert", source, "--recipe", "mixed_3_6", "--out", tmp_path / "out")
+    for _ in range(2):
+        outcome = hubtool(*arguments)
+        assert outcome.code == 1
+        assert "head.weight: too large for its error to be measured" in outcome.stderr
+    assert hubtool(*arguments, "--measure-error", "off").code == 0
+
+
+def test_scale_by_which_a_weight_is_read_back_as_infinite_is_refused(
+    sample: Samples, tmp_path: Path, refused: Refusal
+) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        _put("head.weight", 200_000, 0x70)(tensors)
+        _put("head.weight", 200_001, 0x7F)(tensors)
+
+    source = edit_tensors(copied(sample("mini"), tmp_path / "source"), change)
+    refused(
+        source,
+        "head.weight: not finite: found a scale of its quantization is infinite or NaN; "
+        "fetch its shard again, or report the checkpoint",
+        recipe=_head_in("mxfp4", tmp_path),
+        planned=True,
+    )

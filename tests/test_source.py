@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from hubtool.errors import SourceError, UsageError
-from hubtool.source import Identity, LocalSource, merge_identity, observe_identity, parse_base_model
+from hubtool.source import (
+    Identity,
+    LocalSource,
+    file_sha256,
+    merge_identity,
+    observe_identity,
+    parse_base_model,
+)
 from tests.checkpoints import INDEX_FILE, copied, edit_json, edit_tensors, file_bytes, read_tensors, write_shard
 from tests.fixtures import CommandLine, Refusal, Samples
 
@@ -275,3 +282,8 @@ def test_planning_reads_no_weights(source: Path, hubtool: CommandLine) -> None:
     edit_tensors(source, blank)
     assert hubtool("plan", source, "--recipe", "mixed_3_6", "--json").document == foretold
     assert json.loads((source / INDEX_FILE).read_bytes())["weight_map"]
+
+
+def test_file_that_cannot_be_hashed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"cannot be read: found Is a directory; check its disk, then run it again"):
+        file_sha256(tmp_path)

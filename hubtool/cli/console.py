@@ -14,6 +14,8 @@ from hubtool import units
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
+    from hubtool.conversion import Advancing
+
 PROGRESS_SECONDS = 1.0
 """How often progress is written as JSON lines."""
 
@@ -90,7 +92,7 @@ class Console:
         return json.dumps({"time": now, **event}, ensure_ascii=False) + "\n"
 
     @contextmanager
-    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Callable[[int, str], None]]:
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator["Advancing"]:
         """A stage of a run, with a bar on a terminal, JSON lines in JSON mode, and a line when it ends otherwise."""
         begun = time.monotonic()
         self.detail(f"{name} begins")
@@ -100,7 +102,7 @@ class Console:
             with self._bar(name, total_nbytes) as advance:
                 yield advance
         else:
-            yield lambda nbytes, label: None
+            yield lambda nbytes, label, *, found=False: None
         seconds = time.monotonic() - begun
         size = f"{units.format_size(total_nbytes)} in " if total_nbytes else ""
         event = {"done": name, "seconds": round(seconds, 3)}
@@ -108,34 +110,96 @@ class Console:
         if not self.quiet:
             self._print(event, f"{name}: {size}{units.format_seconds(seconds)}")
 
-    def _json_progress(self, name: str, total_nbytes: int) -> Callable[[int, str], None]:
-        done, shown = 0, 0.0
+    def _json_progress(self, name: str, total_nbytes: int) -> "Advancing":
+        meter, shown = _Meter(total_nbytes), 0.0
 
-        def advance(nbytes: int, label: str) -> None:
-            nonlocal done, shown
-            done += nbytes
+        def advance(nbytes: int, label: str, *, found: bool = False) -> None:
+            nonlocal shown
+            meter.add(nbytes, found)
             now = time.monotonic()
-            if (now - shown >= PROGRESS_SECONDS or done >= total_nbytes) and not self.quiet:
+            if (now - shown >= PROGRESS_SECONDS or meter.done >= total_nbytes) and not self.quiet:
                 shown = now
-                self._print({"stage": name, "nbytes": done, "total_nbytes": total_nbytes, "at": label}, "")
+                self._print({"stage": name, **meter.figures(), "at": label}, "")
 
         return advance
 
     @contextmanager
-    def _bar(self, name: str, total_nbytes: int) -> Iterator[Callable[[int, str], None]]:
+    def _bar(self, name: str, total_nbytes: int) -> Iterator["Advancing"]:
         from rich import progress
 
         columns = (
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
             progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[figures]}"),
             progress.TextColumn("{task.fields[at]}"),
         )
+        meter = _Meter(total_nbytes)
         with progress.Progress(*columns, console=rich_console(stderr=True), transient=True) as bar:
-            task = bar.add_task(name, total=total_nbytes, at="")
-            yield lambda nbytes, label: bar.update(task, advance=nbytes, at=label)
+            task = bar.add_task(name, total=total_nbytes, figures="", at="")
+
+            def advance(nbytes: int, label: str, *, found: bool = False) -> None:
+                meter.add(nbytes, found)
+                bar.update(task, advance=nbytes, figures=meter.spoken(), at=label)
+
+            yield advance
+
+
+class _Meter:
+    """How far a stage is, how fast, and in how much memory.
+
+    Attributes:
+        done: Bytes that are done.
+    """
+
+    def __init__(self, total_nbytes: int) -> None:
+        self.done = 0
+        self._total = total_nbytes
+        self._made = 0
+        self._begun = time.monotonic()
+
+    def add(self, nbytes: int, found: bool) -> None:
+        """Count bytes; those that an earlier run made are `found`, and say nothing of the speed."""
+        self.done += nbytes
+        if found:
+            self._begun = time.monotonic()
+        else:
+            self._made += nbytes
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second that were made, on the average."""
+        return self._made / max(time.monotonic() - self._begun, 1e-6)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at that rate, None where there is none yet."""
+        return (self._total - self.done) / self.rate if self._made and self._total else None
+
+    def figures(self) -> dict[str, Any]:
+        """The figures of a JSON line."""
+        left = self.seconds_left
+        return {
+            "nbytes": self.done,
+            "total_nbytes": self._total,
+            "bytes_per_second": round(self.rate),
+            "seconds_left": None if left is None else round(left, 1),
+            "rss_nbytes": _rss_nbytes(),
+        }
+
+    def spoken(self) -> str:
+        """The figures of a bar."""
+        left = self.seconds_left
+        words = [f"{units.format_size(round(self.rate))}/s"] if self._made else []
+        words += [] if left is None else [f"{units.format_seconds(left)} left"]
+        return ", ".join([*words, f"{units.format_size(_rss_nbytes())} of memory"])
+
+
+def _rss_nbytes() -> int:
+    """Memory of this process that is resident now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def rich_console(*, stderr: bool = False) -> "RichConsole":

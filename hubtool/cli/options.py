@@ -66,8 +66,17 @@ recipes_option = click.option(
 
 recipe_option = click.option("--recipe", required=True, metavar="NAME|FILE.toml", help="How the weights are stored.")
 
+def _default_jobs(context: click.Context, parameter: click.Parameter, value: int | None) -> int:
+    from hubtool.device import default_jobs
+
+    return default_jobs() if value is None else value
+
+
 jobs_option = click.option(
-    "--jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="Pieces that are worked on at once."
+    "--jobs",
+    type=click.IntRange(1, 64),
+    callback=_default_jobs,
+    help="Pieces that are worked on at once.  [default: one a core, at most 8; 2 on a GPU]",
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hubtool.conversion import Effort, convert_sources
+from hubtool.conversion import Advancing, Effort, convert_sources
 from hubtool.convert import Target
 from hubtool.errors import HubError
 from hubtool.hub import Blob, Blobs, Destination, Patience, PatientHub, State
@@ -42,10 +42,10 @@ class DiskWatch:
         """Nobody listens."""
 
     @contextmanager
-    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Callable[[int, str], None]]:
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advancing]:
         """A stage at each step of which the disk is looked at."""
 
-        def advance(nbytes: int, label: str) -> None:
+        def advance(nbytes: int, label: str, *, found: bool = False) -> None:
             nbytes_by_path = dict(_sizes(self.folder))
             self.shards |= {path.name for path in nbytes_by_path if path.name.endswith(".safetensors")}
             self.most_nbytes = max(self.most_nbytes, sum(nbytes_by_path.values()))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hubtool import downloads, units
-from hubtool.errors import HubError, UsageError
+from hubtool.errors import HubError, SourceError, UsageError
 from hubtool.hub_source import HubSource
 from hubtool.rehearsal import RehearsalHub
 from hubtool.rehearsal.faults import Answer, Fault, Faults
@@ -297,3 +297,84 @@ def test_busy_hub_is_asked_again(opened: Callable[..., HubSource], folder: Path,
     source.prepare([name])
     assert read_shard(source, name) == (folder / name).read_bytes()
     assert faults.calls["resolve"] == 2
+
+
+def test_bytes_that_another_program_adds_to_a_partial_file_are_not_believed(
+    folder: Path, tmp_path: Path, opened: Callable[..., HubSource], faults: Faults
+) -> None:
+    name = min(shard_sizes(folder))
+    source = opened()
+    hang = Fault("resolve", "hang", seconds=1)
+    faults.add(Fault("resolve", "cut", nbytes=50_000), hang)
+    source.prepare([name])
+    while not hang.struck:
+        time.sleep(0.01)
+    (partial,) = (tmp_path / "shards").rglob("*.incomplete")
+    with partial.open("ab") as other:
+        other.write(bytes(1000))
+    assert read_shard(source, name) == (folder / name).read_bytes()
+
+
+def test_file_that_grew_while_it_was_fetched_gets_no_name(
+    folder: Path, tmp_path: Path, opened: Callable[..., HubSource], faults: Faults
+) -> None:
+    name = min(shard_sizes(folder))
+    source = opened()
+    hang = Fault("resolve", "hang", seconds=1)
+    faults.add(Fault("resolve", "cut", nbytes=50_000), hang)
+    source.prepare([name])
+    while not hang.struck:
+        time.sleep(0.01)
+    (partial,) = (tmp_path / "shards").rglob("*.incomplete")
+    os.truncate(partial, source.nbytes(name) + 1)
+    with pytest.raises(SourceError, match="was changed while it was fetched.*no other program fetches into this folder"):
+        read_shard(source, name)
+    assert not (tmp_path / "shards" / name).exists()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from hubtool.downloads import Storage
+from hubtool.hub_source import HubSource
+
+source = HubSource(sys.argv[1], storage=Storage(Path(sys.argv[2])))
+source.prepare(sys.argv[3:])
+print("begun", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_second_run_that_fetches_into_the_same_folder_is_refused(
+    folder: Path, tmp_path: Path, hubtool: CommandLine
+) -> None:
+    root, name = tmp_path / "root", min(shard_sizes(folder))
+    place = root / ".hubtool" / "source"
+    arguments = ("convert", REPO, "--recipe", "mixed_3_6", "--out-root", root)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, REPO, str(place), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None and first.stdin is not None
+        assert first.stdout.readline() == "begun\n"
+        second = hubtool(*arguments)
+        first.stdin.close()
+    assert (second.code, second.stderr) == (
+        1,
+        f"Error: {place}: another hubtool works on this folder: found process {first.pid}; "
+        "wait until it ends, or stop it\n",
+    )
+    assert hubtool(*arguments).code == 0
+
+
+def test_room_that_an_earlier_run_has_filled_is_not_asked_for_again(
+    folder: Path, tmp_path: Path, opened: Callable[..., HubSource]
+) -> None:
+    names = sorted(shard_sizes(folder))[:2]
+    source = opened()
+    whole = source.disk_nbytes
+    source.prepare(names)
+    for name in names:
+        read_shard(source, name)
+    source.close()
+    left = opened().disk_nbytes
+    assert whole - sum(map(source.nbytes, names)) - units.MIB <= left <= whole - sum(map(source.nbytes, names))

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, constants
 
 from hubtool.conversion import convert_source
+from hubtool.convert import Target, convert
 from hubtool.errors import HubError, SourceError, UsageError
 from hubtool.folder import output_index
 from hubtool.hub_source import HEAD_NBYTES, HubSource
+from hubtool.journal import Journal
 from hubtool.plan import make_plan
 from hubtool.planning import open_source, plan_source
 from hubtool.recipe import load_recipe
@@ -263,3 +266,91 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path, opened: Callable
     source.prepare([min(shard_sizes(folder))])
     with pytest.raises(SourceError, match=r"shards: cannot be fetched to: found .+; free some space"):
         read_shard(source, min(shard_sizes(folder)))
+
+
+def test_hash_that_was_not_checked_is_not_claimed(folder: Path, tmp_path: Path, hubtool: CommandLine) -> None:
+    limit = max(shard_sizes(folder).values())
+    arguments = ("convert", REPO, "--recipe", "mixed_3_6", "--out")
+    tight = hubtool(*arguments, tmp_path / "tight", "--disk-limit", limit)
+    assert (tight.code, hubtool(*arguments, tmp_path / "roomy", "--keep-source").code) == (0, 0)
+    assert "read straight from the Hub for want of room" in tight.stderr
+    records = [json.loads((tmp_path / name / "hubtool.json").read_bytes()) for name in ("tight", "roomy")]
+    unverified = set(records[0]["source"]["unverified"])
+    assert unverified and unverified <= set(shard_sizes(folder))
+    assert records[1]["source"]["unverified"] == []
+    statement = json.loads((tmp_path / "tight" / "provenance.intoto.json").read_bytes())
+    files = statement["predicate"]["buildDefinition"]["resolvedDependencies"][1:]
+    assert {file["name"] for file in files if "not checked" in str(file.get("annotations"))} == unverified
+
+
+def test_hash_that_was_not_checked_is_not_claimed_by_the_run_that_goes_on(folder: Path, tmp_path: Path) -> None:
+    limit = max(shard_sizes(folder).values())
+    out = tmp_path / "out"
+    source = open_source(REPO, out=out, disk_limit=limit)
+    (plan,) = plan_source(source, ["mixed_3_6"])
+    with closing(convert(source, [Target(plan, out)], 2)) as steps:
+        while not source.unverified:
+            next(steps)
+    source.close()
+    before = Journal(out).load().unverified
+    again = open_source(REPO, out=out)
+    record = convert_source(again, plan, out, 2, QUIET).record
+    again.close()
+    assert before and before <= set(record.source.unverified)
+
+
+def test_part_of_another_place_is_refused(folder: Path, faults: Faults) -> None:
+    name = min(shard_sizes(folder))
+    source = HubSource(REPO)
+    buffer = memoryview(bytearray(len(json.dumps({"error": "x"}))))
+    for place in ({"Content-Range": f"bytes 1-{len(buffer)}/*"}, {}):
+        faults.add(Fault("resolve", "answer", Answer(206, "x", place)))
+        with pytest.raises(HubError, match=f"{name}: the Hub sent another part than was asked for"):
+            source.read_into(name, 0, buffer)
+
+
+def _begin(source: HubSource | LocalSource, out: Path) -> None:
+    (plan,) = plan_source(source, ["mixed_3_6"])
+    with closing(convert(source, [Target(plan, out)], 2)) as steps:
+        for _, _ in zip(range(20), steps, strict=False):
+            pass
+    source.close()
+
+
+def test_conversion_goes_on_when_main_moves_and_the_weights_do_not(
+    folder: Path, tmp_path: Path, api: HfApi, hubtool: CommandLine
+) -> None:
+    repo, out = "someone/moving", tmp_path / "out"
+    api.create_repo(repo)
+    api.upload_folder(repo_id=repo, folder_path=folder)
+    source = open_source(repo, out=out)
+    begun = source.identity.commit
+    assert isinstance(source, HubSource)
+    _begin(source, out)
+    api.upload_file(path_or_fileobj=b"a note", path_in_repo="NOTE.md", repo_id=repo)
+    moved = api.model_info(repo).sha
+    assert begun != moved
+    outcome = hubtool("convert", repo, "--recipe", "mixed_3_6", "--out", out)
+    assert outcome.code == 0, outcome.stderr
+    assert json.loads((out / "hubtool.json").read_bytes())["source"]["commit"] == moved
+
+
+def test_conversion_names_both_commits_when_the_weights_have_changed(
+    folder: Path, tmp_path: Path, api: HfApi, hubtool: CommandLine
+) -> None:
+    repo, out, name = "someone/changing", tmp_path / "out", max(shard_sizes(folder))
+    api.create_repo(repo)
+    api.upload_folder(repo_id=repo, folder_path=folder)
+    source = open_source(repo, out=out)
+    assert isinstance(source, HubSource)
+    _begin(source, out)
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    api.upload_file(path_or_fileobj=bytes(content), path_in_repo=name, repo_id=repo)
+    begun, now = source.identity.commit, api.model_info(repo).sha
+    arguments = ("--recipe", "mixed_3_6", "--out", out)
+    outcome = hubtool("convert", repo, *arguments)
+    assert outcome.code == 1
+    assert f"the source's files have changed between commit {begun} and {now}" in outcome.stderr
+    assert f"go on with {repo}@{begun}, give another --out" in outcome.stderr
+    assert hubtool("convert", f"{repo}@{begun}", *arguments).code == 0

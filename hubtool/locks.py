@@ -1,0 +1,40 @@
+"""Files by which a process keeps others of its kind out, as long as it lives."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hubtool.errors import OutputError
+
+
+@contextmanager
+def held(path: Path, where: Path) -> Iterator[None]:
+    """Hold the lock file `path` for this process; it is made, names the process, and stays.
+
+    Args:
+        path: The file, in a folder that is there.
+        where: What it stands for, for the message.
+
+    Raises:
+        OutputError: Another process holds it.
+        OSError: The file cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 32).decode().strip() or "unknown"
+            raise OutputError(
+                "another hubtool works on this folder",
+                where=where,
+                found=f"process {holder}",
+                remedy="wait until it ends, or stop it",
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
