@@ -16,12 +16,13 @@ from hubtool.validate.child import LIBRARIES, trusts
 from hubtool.validate.events import RUNGS, Event, Rung, Task, Token
 from hubtool.validate.finding import Finding
 from hubtool.validate.guard import Limits
-from hubtool.validate.integrity import check_integrity, is_unchanged
+from hubtool.validate.integrity import check_integrity
 from hubtool.validate.load import check_load
 from hubtool.validate.machine import this_machine, versions
 from hubtool.validate.memory import capacity
 from hubtool.validate.needs import Needs, needs_of_folder
 from hubtool.validate.smoke import check_resident, check_streamed, compare_tokens, refuse
+from hubtool.validate.stamps import describe_touched, find_touched, is_unchanged
 
 Advance = Callable[[int, str], None]
 Stage = Callable[[str, int], AbstractContextManager[Advance]]
@@ -139,7 +140,17 @@ class _Climb:
         started, begun = _now(), time.monotonic()
         with self._stage(rung, 0) as advance:
             finding = self._find(rung, lambda event: _show(event, advance))
+        if finding.outcome in ("passed", "failed"):
+            finding = self._unless_touched(finding)
         return self._make(rung, finding, started, time.monotonic() - begun, LIBRARIES)
+
+    def _unless_touched(self, finding: Finding) -> Finding:
+        """The finding, if the files are still those that it names: a rung can take hours."""
+        touched = find_touched(self._folder, self._record)
+        if touched == ():
+            return finding
+        what = describe_touched(touched or ["a file"])
+        return Finding("not_run", f"{what} while it ran, which therefore says nothing of the files of the record")
 
     def not_run(self, rungs: Sequence[Rung], reason: str) -> Iterator[Evidence]:
         """Evidence that rungs were not run, and why."""

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +7,8 @@ import msgspec
 import pytest
 
 from hubtool.record import WeightErrorRecord, read_record
-from hubtool.validate.integrity import Integrity, check_integrity, is_unchanged
+from hubtool.validate.integrity import Integrity, check_integrity
+from hubtool.validate.stamps import find_touched, is_unchanged
 from tests.checkpoints import (
     INDEX_FILE,
     Tensor,
@@ -45,6 +47,27 @@ def test_an_intact_folder_passes_and_is_known_until_a_file_is_touched(folder: Pa
     assert integrity.finding.figures == {"tensors": record.measured.tensors, "files": len(record.files)}
     assert is_unchanged(folder, record)
     (folder / SHARD).write_bytes((folder / SHARD).read_bytes())
+    assert not is_unchanged(folder, record)
+
+
+def test_times_that_are_set_back_hide_no_change(folder: Path) -> None:
+    record = read_record(folder)
+    assert record is not None
+    check(folder)
+    before = (folder / SHARD).stat()
+    with (folder / SHARD).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    os.utime(folder / SHARD, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not is_unchanged(folder, record)
+    assert find_touched(folder, record) == (SHARD,)
+
+
+def test_a_file_that_changes_while_it_is_read_does_not_pass(folder: Path) -> None:
+    record = read_record(folder)
+    assert record is not None
+    finding = check_integrity(folder, record, lambda nbytes, label: os.utime(folder / SHARD)).finding
+    assert (finding.outcome, finding.detail) == ("failed", f"{SHARD}: touched while it was read")
     assert not is_unchanged(folder, record)
 
 
