@@ -12,7 +12,7 @@ import msgspec
 from hubtool import units
 from hubtool.cli.console import Console, table
 from hubtool.cli.options import FOLDER, parse_size, with_console
-from hubtool.errors import RecordError, UsageError
+from hubtool.errors import RecordError, UsageError, VerificationError
 from hubtool.record import Evidence, MachineRecord, Outcome
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def command() -> None:
 def list_command(console: Console, folder: Path) -> None:
     """List the evidence of a folder; what is about other bytes is marked, and never on the card."""
     record = require_record(folder)
-    current = [each.subject == record.subject for each in record.evidence]
+    changed = _find_changed(folder, record)
+    current = [each.subject == record.subject and not changed for each in record.evidence]
     documents = [
         {**msgspec.to_builtins(each), "current": now} for each, now in zip(record.evidence, current, strict=True)
     ]
@@ -41,6 +42,8 @@ def list_command(console: Console, folder: Path) -> None:
         for each, now in zip(record.evidence, current, strict=True)
     ]
     console.answer(documents, lambda: table(["check", "outcome", "kind", "these bytes", "when", ""], rows))
+    if changed:
+        console.say(f"no evidence counts: {changed}")
 
 
 @command.command("add")
@@ -76,6 +79,13 @@ def add_command(
 ) -> None:
     """Record what you did elsewhere. It is shown as stated by the publisher, and proves nothing by itself."""
     record = require_record(folder)
+    if changed := _find_changed(folder, record):
+        raise VerificationError(
+            "the files may not be those of the record",
+            where=folder,
+            found=changed,
+            remedy="run `hubtool validate --integrity`, and restore what it names",
+        )
     evidence = Evidence(
         check=check,
         outcome=outcome,
@@ -92,6 +102,17 @@ def add_command(
     _require_private(evidence)
     add_evidence(folder, [evidence])
     console.answer(msgspec.to_builtins(evidence), lambda: evidence_text([evidence]))
+
+
+def _find_changed(folder: Path, record: "Record") -> str | None:
+    """That files are, or may be, others than the record's, as a clause; None if nothing is known of that."""
+    from hubtool.card import find_change
+    from hubtool.validate.stamps import describe_touched, find_touched
+
+    if change := find_change(record):
+        return change.detail
+    touched = find_touched(folder, record)
+    return f"{describe_touched(touched)} since the validation" if touched else None
 
 
 def _require_private(evidence: Evidence) -> None:

@@ -30,6 +30,8 @@ from tests.fixtures import CommandLine, Conversions
 
 TOKENS = 3
 
+SHARD = "model-00001-of-00001.safetensors"
+
 MEDIUM = replace(
     TINY,
     hidden_size=512,
@@ -271,8 +273,52 @@ def test_evidence_of_other_bytes_is_not_on_the_card(folder: Path, hubtool: Comma
     assert [each["current"] for each in listed] == [False, False]
 
 
+def test_one_changed_byte_takes_all_evidence_off_the_card(folder: Path, hubtool: CommandLine) -> None:
+    assert hubtool("validate", folder, "--load").code == 0
+    assert hubtool("card", folder, "--check").code == 0
+    shard = folder / SHARD
+    intact = shard.read_bytes()
+    shard.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    touched = f"{SHARD} was touched since the validation"
+    checked = hubtool("card", folder, "--check")
+    assert (checked.code, touched in checked.stdout) == (1, True)
+    assert touched in hubtool("card", folder).stderr
+    listed = hubtool("evidence", "list", folder, "--json")
+    assert [each["current"] for each in listed.document] == [False, False]
+    added = hubtool("evidence", "add", folder, "--check", "load", "--outcome", "passed", "--detail", "it did")
+    assert (added.code, touched in added.stderr) == (1, True)
+
+    assert hubtool("validate", folder).code == 1
+    card = (folder / "README.md").read_text()
+    assert "load-validated" not in card
+    assert "converted, not generation-qualified" in card
+    assert "The files are no longer those recorded" in card
+    assert "| Integrity | passed |" not in card
+    assert "| Integrity | failed |" in card
+    assert not any(each["current"] for each in hubtool("evidence", "list", folder, "--json").document)
+
+    shard.write_bytes(intact)
+    assert hubtool("validate", folder, "--integrity").code == 0
+    assert "load-validated" in (folder / "README.md").read_text()
+
+
+def test_a_refusal_does_not_take_back_what_passed(folder: Path, hubtool: CommandLine) -> None:
+    assert hubtool("validate", folder, "--smoke", "--tokens", "1").code == 0
+    assert hubtool("validate", folder, "--smoke", "--memory-limit", "100MB").code == 1
+    assert record_of(folder).evidence[-1].outcome == "refused_preflight"
+    assert "not generation-qualified" not in (folder / "README.md").read_text()
+
+
+def test_a_file_that_is_touched_while_a_rung_runs_leaves_it_without_a_verdict(folder: Path, tmp_path: Path) -> None:
+    with (folder / "deepseek_v4.py").open("a") as file:
+        file.write(f"\nimport os\nos.utime({str(folder / SHARD)!r})\n")
+    evidence = climb(rerecord(folder), "load", trust_remote_code=True)["load"]
+    assert evidence.outcome == "not_run"
+    assert evidence.detail.startswith(f"{SHARD} was touched while it ran")
+
+
 def test_damage_that_no_header_survives_is_recorded_too(folder: Path, hubtool: CommandLine) -> None:
-    shard = folder / "model-00001-of-00001.safetensors"
+    shard = folder / SHARD
     shard.write_bytes(shard.read_bytes()[:-8])
     done = hubtool("validate", folder)
     assert done.code == 1
