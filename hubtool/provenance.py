@@ -5,9 +5,10 @@ files is OpenSSF model-signing's, beside them.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hubtool.card import current_evidence
 from hubtool.record import PROVENANCE_FILE, TEST_RESULT_FILE, Evidence, FileRecord, Record, files_digest
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -22,14 +23,16 @@ BUILD_TYPE = f"{BUILDER}#convert/v1"
 HUB = "https://huggingface.co"
 
 _RESULTS = {"passed": "passedTests", "failed": "failedTests", "aborted_by_guard": "failedTests"}
-"""Refused and not run are neither: their configuration stands in the statement without a verdict."""
+"""Refused and not run are neither: their configuration stands in the statement without a verdict.
+
+What the publisher states to have passed is among `warnedTests`: nobody measured it.
+"""
 
 
 def make_statements(record: Record) -> dict[str, bytes]:
     """The statements about a record's files, by file name: the provenance, and the test result if there is evidence."""
     statements = {PROVENANCE_FILE: _provenance(record)}
-    evidence = [item for item in record.evidence if item.subject == record.subject]
-    if evidence:
+    if evidence := current_evidence(record):
         statements[TEST_RESULT_FILE] = _test_result(record, evidence)
     return {name: (json.dumps(statement, indent=2) + "\n").encode() for name, statement in statements.items()}
 
@@ -96,10 +99,12 @@ def _checkpoint(record: Record) -> dict[str, Any]:
     return resource | {"annotations": known}
 
 
-def _test_result(record: Record, evidence: list[Evidence]) -> dict[str, Any]:
+def _test_result(record: Record, evidence: Sequence[Evidence]) -> dict[str, Any]:
     verdicts: dict[str, list[str]] = {"passedTests": [], "warnedTests": [], "failedTests": []}
     for item in evidence:
-        if item.outcome in _RESULTS:
+        if item.kind == "stated" and item.outcome == "passed":
+            verdicts["warnedTests"].append(item.check)
+        elif item.outcome in _RESULTS:
             verdicts[_RESULTS[item.outcome]].append(item.check)
     result = "FAILED" if verdicts["failedTests"] else "PASSED" if verdicts["passedTests"] else "WARNED"
     return _statement(
