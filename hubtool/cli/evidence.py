@@ -120,10 +120,19 @@ def _require_private(evidence: Evidence) -> None:
     from hubtool.privacy import read_identity, scan_text
 
     texts = msgspec.json.format(msgspec.json.encode(evidence), indent=1).decode()
-    leaks = [*scan_text("evidence", texts, read_identity())]
-    if leaks or any(word.startswith(("/", "./", "../")) for word in evidence.command.split()):
-        found = f"{leaks[0].kind} {leaks[0].found!r}" if leaks else f"path in --command {evidence.command!r}"
-        raise UsageError("evidence is published", found=found, expected="none", remedy="leave it out")
+    found = [f"{leak.kind} {leak.found!r}" for leak in scan_text("evidence", texts, read_identity())]
+    found += [f"path {word!r} in --command" for word in evidence.command.split() if _is_path(word)]
+    if found:
+        raise UsageError("evidence is published", found=found[0], expected="none", remedy="leave it out")
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word of a command line, or the value of its option, is a path and not `ORG/NAME[@REVISION]`."""
+    from hubtool.hubrules import is_repo_id
+    from hubtool.source import HUB_PREFIX
+
+    value = word.rpartition("=")[2].strip("'\"")
+    return "/" in value and not is_repo_id(value.removeprefix(HUB_PREFIX).partition("@")[0])
 
 
 def _pairs(values: Sequence[str], option: str) -> list[tuple[str, str]]:

@@ -43,6 +43,11 @@ def test_what_a_publisher_states_is_recorded_and_shown_as_stated(folder: Path, h
     assert "not generation-qualified" in card
 
 
+def test_a_command_may_name_a_repo(folder: Path, hubtool: CommandLine) -> None:
+    command = "mlx_lm.generate --model=someone/V4 --draft hub:other/V4@main"
+    assert hubtool("evidence", "add", folder, *ABORTED, "--command", command).code == 0
+
+
 def test_evidence_is_added_to_what_is_there(folder: Path, hubtool: CommandLine) -> None:
     for check in ("load", "smoke"):
         added = hubtool("evidence", "add", folder, "--check", check, "--outcome", "passed", "--detail", "it did")
@@ -76,6 +81,8 @@ def test_the_publishers_prose_survives_new_evidence(folder: Path, hubtool: Comma
         (["--detail", "see /Users/someone/log.txt"], "/Users/someone/log.txt"),
         (["--detail", "see ~/log.txt"], "~/log.txt"),
         (["--command", "mlx_lm.generate --model /models/v4"], "--command"),
+        (["--command", "mlx_lm.generate --model=/models/alice/v4"], "--command"),
+        (["--command", "mlx_lm.generate --model Models/alice/v4"], "--command"),
         (["--figure", "log=/tmp/log"], "/tmp/log"),
         (["--figure", "peak"], "--figure"),
         (["--started", "yesterday"], "--started"),
