@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 import hubtool
+from hubtool.record import Outcome
 from hubtool.validate.events import Device, Event, Failed, Task, Token
 from hubtool.validate.finding import Finding
 from hubtool.validate.guard import GuardReport, Limits, run_guarded
@@ -77,14 +78,15 @@ def judge(ran: Ran, task: Task) -> Finding | None:
     report, failure = ran.report, ran.last(Failed)
     figures = ran.figures()
     made = max((event.number for event in ran.events if isinstance(event, Token)), default=0)
-    if task.tokens and (failure or report.reason or report.returncode):
+    if task.tokens:
         figures = {"tokens": made, **figures}
     if report.reason:
         return Finding("aborted_by_guard", report.explanation(), figures)
+    outcome: Outcome = "failed" if ran.last(Device) else "not_run"
     if failure is not None:
-        return Finding("failed", _without_paths(failure.detail, task.folder), figures)
+        return Finding(outcome, failure.detail, figures)
     if report.returncode:
-        return Finding("failed", _without_paths(_death(report), task.folder), figures)
+        return Finding(outcome, _death(report), figures)
     return None
 
 
@@ -95,13 +97,6 @@ def _death(report: GuardReport) -> str:
         return f"the process was ended by {name}{cause}"
     last = report.errors.splitlines()[-1:] or ["nothing was said"]
     return f"the process ended with code {report.returncode}: {last[0]}"
-
-
-def _without_paths(text: str, folder: str) -> str:
-    """A text in which no path tells whose machine it is."""
-    for path, name in ((folder, Path(folder).name), (str(Path(folder).resolve()), Path(folder).name)):
-        text = text.replace(path, name)
-    return text.replace(str(Path.home()), "~") if len(str(Path.home())) > 1 else text
 
 
 def tokens_digest(tokens: Sequence[int]) -> str:

@@ -25,7 +25,10 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True, tag="device"):
-    """What MLX runs on, and how many bytes it recommends to use of it, if it says."""
+    """What MLX runs on, and how many bytes it recommends to use of it, if it says.
+
+    It comes when all is there that a model needs: what fails before it is no fault of the model's.
+    """
 
     backend: str
     working_set_nbytes: int | None

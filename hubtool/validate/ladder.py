@@ -14,7 +14,7 @@ from hubtool.source import CONFIG_FILE, parse_json
 from hubtool.units import GB
 from hubtool.validate.child import LIBRARIES, trusts
 from hubtool.validate.events import RUNGS, Event, Rung, Task, Token
-from hubtool.validate.finding import Finding
+from hubtool.validate.finding import Finding, without_paths
 from hubtool.validate.guard import Limits
 from hubtool.validate.integrity import check_integrity
 from hubtool.validate.load import check_load
@@ -189,7 +189,7 @@ class _Climb:
         evidence = Evidence(
             check=rung,
             outcome=finding.outcome,
-            detail=finding.detail,
+            detail=without_paths(finding.detail, str(self._folder)),
             figures=finding.figures,
             machine=self._machine,
             versions=versions(libraries),

@@ -48,7 +48,7 @@ def main() -> None:
     reporter = Reporter()
     sys.excepthook = reporter.explain
     task = msgspec.json.decode(sys.argv[1], type=Task)
-    _tell_device(reporter)
+    _tell_device(task, reporter)
     if task.what in _TASKS:
         _TASKS[task.what](task, reporter)
 
@@ -59,11 +59,14 @@ def _end_with_stdin() -> None:
     os._exit(1)
 
 
-def _tell_device(reporter: Reporter) -> None:
+def _tell_device(task: Task, reporter: Reporter) -> None:
     from hubtool.device import require_backend
 
     backend = require_backend()
     import mlx.core as mx
+
+    if task.what in _TASKS:
+        import mlx_lm  # noqa: F401  # its own failure must come before the device is told
 
     recommended = mx.device_info().get("max_recommended_working_set_size")
     reporter.tell(Device(backend, int(recommended) if recommended and backend == "metal" else None))

@@ -23,6 +23,7 @@ from hubtool.planning import open_source, plan_source
 from hubtool.record import RECORD_FILE, Evidence, Record, encode_record, is_derived, read_record
 from hubtool.sample import TINY, write_sample
 from hubtool.units import GB, MB
+from hubtool.validate.finding import without_paths
 from hubtool.validate.guard import Limits
 from hubtool.validate.ladder import Request, validate
 from tests.checkpoints import Tensor, copied, edit_json, edit_tensors
@@ -175,6 +176,36 @@ def test_nothing_runs_on_bytes_that_are_not_those_of_the_record(folder: Path) ->
     }
     assert "config.json" in evidence["integrity"].detail
     assert subject not in {each.subject for each in evidence.values()}
+
+
+@pytest.mark.parametrize(
+    ("library", "says"),
+    [("mlx_lm", "raise ImportError('mlx_lm needs libfoo.so, see /opt/alice/lib/libfoo.so')"), ("mlx", "1 / 0")],
+)
+def test_an_environment_that_cannot_run_anything_is_no_fault_of_the_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, says: str
+) -> None:
+    broken = tmp_path / "broken" / library
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text(says)
+    monkeypatch.setenv("PYTHONPATH", str(broken.parent))
+    evidence = climb(folder, "load", "smoke")
+    assert outcomes(evidence) == {"integrity": "passed", "load": "not_run", "smoke": "not_run"}
+    if library == "mlx_lm":
+        assert evidence["load"].detail == "ImportError: mlx_lm needs libfoo.so, see libfoo.so"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("cannot open '/Users/al ice/v 4/x.bin'", "cannot open 'x.bin'"),
+        ("no /opt/alice/lib/x.so: 3 tokens/s", "no x.so: 3 tokens/s"),
+        ("see ~/log.txt, file:///tmp/a/b.txt or https://hf.co/a/b/c", "see log.txt, b.txt or https://hf.co/a/b/c"),
+        ("/models/it's/folder: [2, 4] / 3, org/name", "folder: [2, 4] / 3, org/name"),
+    ],
+)
+def test_of_a_path_only_the_last_part_is_told(text: str, kept: str) -> None:
+    assert without_paths(text, "/models/it's/folder") == kept
 
 
 def drop_a_norm(folder: Path) -> None:
