@@ -45,6 +45,10 @@ _FIGURES = {
     "limit_nbytes": "memory limit",
     "peak_nbytes": "peak memory",
     "swap_growth_nbytes": "swap growth",
+    "pressure_peak": "peak memory pressure",
+    "pressure_limit": "limit of memory pressure",
+    "swap_growth_limit_nbytes": "limit of swap growth",
+    "reason": "stopped because of",
     "read_nbytes": "read from disk",
 }
 """How figures are called; others are called by their name without its unit."""
@@ -176,7 +180,7 @@ def _row(item: Evidence) -> Row:
 
 
 def _reason(item: Evidence) -> str:
-    limit = item.figures.get("limit_nbytes")
+    limit = item.figures.get("limit_nbytes") if item.figures.get("reason", "memory") == "memory" else None
     machine = describe_machine(item.machine, system=False)
     text = _REASONS[item.outcome].format(
         what=GENERATION[item.check],

@@ -100,9 +100,12 @@ class GuardReport:
             "peak_nbytes": self.peak_nbytes,
             "memory_measure": self.measure,
             "swap_growth_nbytes": self.swap_growth_nbytes,
+            "swap_growth_limit_nbytes": self.limits.swap_growth_nbytes,
         }
         if self.pressure is not None:
-            figures["pressure_peak"] = round(self.pressure, 4)
+            figures |= {"pressure_peak": round(self.pressure, 4), "pressure_limit": self.limits.pressure}
+        if self.reason:
+            figures["reason"] = self.reason
         if self.longest_gap > PROMISED_INTERVAL:
             figures["longest_gap_seconds"] = round(self.longest_gap, 3)
         if self.unmeasured:
