@@ -14,7 +14,7 @@ import msgspec
 
 import hubtool
 from hubtool.record import Outcome
-from hubtool.validate.events import Device, Event, Failed, Task, Token
+from hubtool.validate.events import Device, Event, Failed, Peak, Task, Token
 from hubtool.validate.finding import Finding
 from hubtool.validate.guard import GuardReport, Limits, run_guarded
 
@@ -38,9 +38,18 @@ class Ran:
         """The last event of a kind."""
         return next((event for event in reversed(self.events) if isinstance(event, kind)), None)
 
+    @property
+    def peak_nbytes(self) -> int:
+        """The most memory that it took: what was sampled of all its processes, or what the system knows of the first.
+
+        A sample can miss what is gone after a moment; the system can count what others share.
+        """
+        high_water = self.last(Peak)
+        return max(self.report.peak_nbytes, high_water.nbytes if high_water else 0)
+
     def figures(self) -> dict[str, int | float | str]:
         """What evidence says of its memory, and of what it ran on."""
-        figures = self.report.figures()
+        figures = self.report.figures() | {"peak_nbytes": self.peak_nbytes}
         device = self.last(Device)
         if device is not None:
             figures["backend"] = device.backend

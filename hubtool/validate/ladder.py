@@ -64,8 +64,19 @@ class Request:
         if self.tokens != DEFAULT_TOKENS:
             words.append(f"--tokens {self.tokens}")
         words.append(f"--memory-limit {self.limits.memory_nbytes / GB:.6g}GB")
+        words += self._limit_options()
         words += [f"--{name}" for name in ("force", "trust_remote_code") if getattr(self, name)]
         return " ".join(words).replace("_", "-")
+
+    def _limit_options(self) -> Iterator[str]:
+        """The guard's other thresholds, where they are not the defaults."""
+        limits, usual = self.limits, Limits(0)
+        if limits.swap_growth_nbytes != usual.swap_growth_nbytes:
+            yield f"--max-swap-growth {limits.swap_growth_nbytes / GB:.6g}GB"
+        if limits.pressure != usual.pressure:
+            yield f"--max-pressure {limits.pressure:g}"
+        if limits.grace != usual.grace:
+            yield f"--grace {limits.grace:g}"
 
 
 _OPTIONS: dict[Rung, str] = {"integrity": "integrity", "load": "load", "smoke": "smoke", "smoke-streamed": "streamed"}
@@ -163,21 +174,25 @@ class _Climb:
         if not (request.trust_remote_code or trusts(self._folder, self._config)):
             return Finding("refused_preflight", f"{self._config['model_file']} is not hubtool's own model code")
         folder = str(self._folder.resolve())
-        if rung == "load":
-            return check_load(folder, request.limits, trust_remote_code=True)
-        task = Task(rung, folder, request.tokens, trust_remote_code=True)
+        task = Task(rung, folder, 0 if rung == "load" else request.tokens, trust_remote_code=True)
         if not request.force and (refusal := refuse(task, self._needs, request.limits)):
             return refusal
-        if rung == "smoke":
-            return check_resident(task, request.limits, on_event)
-        finding = check_streamed(task, request.limits, on_event)
-        return compare_tokens(finding, self._resident_digest()) if finding.outcome == "passed" else finding
+        if rung == "load":
+            return check_load(task, request.limits)
+        check, other = _GENERATIONS[rung]
+        finding = check(task, request.limits, on_event)
+        if finding.outcome != "passed":
+            return finding
+        digest = self._digest_of(other)
+        if rung == "smoke" and digest is None:
+            return finding  # it stands by itself: a streamed run is what needs one to be held against
+        return compare_tokens(finding, _HOW[other], digest)
 
-    def _resident_digest(self) -> str | None:
-        """What the tokens of a resident run were, by the same libraries on this machine and as many."""
+    def _digest_of(self, rung: Rung) -> str | None:
+        """What the tokens of a generation were, by the same libraries on this machine and as many."""
         for evidence in reversed(self._evidence):
             if (
-                (evidence.check, evidence.outcome, evidence.kind) == ("smoke", "passed", "measured")
+                (evidence.check, evidence.outcome, evidence.kind) == (rung, "passed", "measured")
                 and (evidence.subject, evidence.machine) == (self._subject, self._machine)
                 and evidence.versions == versions(LIBRARIES)
                 and evidence.figures.get("tokens") == self._request.tokens
@@ -200,6 +215,15 @@ class _Climb:
         )
         self._evidence.append(evidence)
         return evidence
+
+
+_GENERATIONS: dict[Rung, tuple[Callable[[Task, Limits, Callable[[Event], None]], Finding], Rung]] = {
+    "smoke": (check_resident, "smoke-streamed"),
+    "smoke-streamed": (check_streamed, "smoke"),
+}
+"""How a model generates, and in what other way, whose tokens must be the same."""
+
+_HOW: dict[Rung, str] = {"smoke": "resident", "smoke-streamed": "streamed"}
 
 
 def _now() -> str:

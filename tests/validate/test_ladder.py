@@ -118,6 +118,7 @@ def test_every_rung_of_an_intact_folder_passes_with_the_same_tokens(folder: Path
     assert smoke.figures["tokens"] == streamed.figures["tokens"] == TOKENS
     assert smoke.figures["tokens_digest"] == streamed.figures["tokens_digest"]
     assert streamed.detail.endswith("the same tokens as the resident run")
+    assert smoke.figures["swap_growth_limit_nbytes"] == 1 * GB
     assert evidence["load"].figures["parameters"] == record.measured.tensors
     for each in evidence.values():
         assert each.subject == record.subject
@@ -133,6 +134,58 @@ def test_streamed_tokens_are_the_resident_ones_whatever_the_formats(converted: C
     evidence = climb(folder, "smoke", "smoke-streamed")
     assert outcomes(evidence) == {"integrity": "passed", "smoke": "passed", "smoke-streamed": "passed"}
     assert evidence["smoke-streamed"].detail.endswith("the same tokens as the resident run")
+
+
+def test_a_resident_run_is_held_against_an_earlier_streamed_one(folder: Path, hubtool: CommandLine) -> None:
+    limits = ("--tokens", "2", "--memory-limit", "1GB")
+    assert hubtool("validate", folder, "--streamed", *limits).code == 0
+    assert hubtool("validate", folder, "--smoke", *limits).code == 0
+    *_, streamed, smoke = record_of(folder).evidence
+    assert smoke.detail.endswith("and the same tokens as the streamed run")
+    other = msgspec.structs.replace(streamed, figures={**streamed.figures, "tokens_digest": "0" * 16})
+    (folder / RECORD_FILE).write_bytes(encode_record(msgspec.structs.replace(record_of(folder), evidence=(other,))))
+    assert hubtool("validate", folder, "--smoke", *limits).code == 1
+    assert record_of(folder).evidence[-1].detail == "the tokens are not those of the streamed run"
+
+
+def test_a_streamed_run_of_one_token_says_nothing_of_one_to_the_next(medium: Path) -> None:
+    def figures(tokens: int) -> dict[str, int | float | str]:
+        request = Request(Limits(MEDIUM_LIMIT), frozenset(["smoke-streamed"]), tokens)
+        evidence = list(validate(medium, record_of(medium), request, Console(quiet=True).stage))
+        assert evidence[-1].outcome == "passed", evidence[-1].detail
+        return evidence[-1].figures
+
+    one, three = figures(1), figures(3)
+    assert {"read_per_token_nbytes", "seconds_per_token"}.isdisjoint(one)
+    # What is read after the first token is for the two that follow it, and no more.
+    assert int(three["read_nbytes"]) - int(one["read_nbytes"]) in (
+        2 * int(three["read_per_token_nbytes"]),
+        2 * int(three["read_per_token_nbytes"]) + 1,
+    )
+
+
+def test_a_streamed_run_that_was_over_its_limit_between_samples_does_not_pass(folder: Path) -> None:
+    limit = 200 * MB
+    with (folder / "deepseek_v4.py").open("a") as file:
+        file.write(f"\nheld = bytearray(b'x' * {limit})\ndel held\n")
+    request = Request(Limits(limit, interval=60.0), frozenset(["smoke-streamed"]), 1, trust_remote_code=True)
+    evidence = list(validate(folder, record_of(rerecord(folder)), request, Console(quiet=True).stage))[-1]
+    assert evidence.outcome == "failed"
+    assert evidence.detail.endswith("over the limit of 200 MB")
+    assert int(evidence.figures["peak_nbytes"]) > limit
+
+
+def test_the_command_names_every_threshold_that_is_not_the_usual_one() -> None:
+    request = Request(Limits(96 * GB, swap_growth_nbytes=2 * GB, pressure=0.4, grace=10.0))
+    assert request.command == (
+        "hubtool validate --memory-limit 96GB --max-swap-growth 2GB --max-pressure 0.4 --grace 10"
+    )
+
+
+def test_a_load_that_has_no_room_is_refused_before_it_begins(folder: Path, hubtool: CommandLine) -> None:
+    assert hubtool("validate", folder, "--memory-limit", "60MB").code == 0
+    assert [each.outcome for each in record_of(folder).evidence] == ["passed", *["refused_preflight"] * 3]
+    assert hubtool("validate", folder, "--load", "--memory-limit", "60MB").code == 1
 
 
 def test_a_streamed_run_reads_only_the_experts_that_were_chosen(medium: Path) -> None:
