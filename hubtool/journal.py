@@ -137,17 +137,21 @@ class Journal:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the folder for this process; the folder and its state are made if they are not there.
 
+    Args:
+        folder: The folder.
+        wait: Until another process that holds it lets go.
+
     Raises:
-        OutputError: Another process holds it.
+        OutputError: Another process holds it, and this one is not to wait.
     """
     (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / STATE_DIR / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             holder = os.read(descriptor, 32).decode().strip() or "unknown"
             raise OutputError(

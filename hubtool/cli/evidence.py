@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 CHECKS = ("integrity", "load", "smoke", "smoke-streamed")
 
 
+def _duration(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.", context, parameter)
+    return value
+
+
 @click.group("evidence")
 def command() -> None:
     """What is known of a folder's validation."""
@@ -59,7 +65,7 @@ def list_command(console: Console, folder: Path) -> None:
 @click.option("--version", "versions", multiple=True, metavar="NAME=VERSION", help="As mlx-lm=0.32.2; repeatable.")
 @click.option("--command", "by", default="", help="The command that was run, without paths.")
 @click.option("--started", default="", metavar="TIME", help="When, as 2026-11-23T10:00:00+00:00.  [default: now]")
-@click.option("--seconds", type=click.FloatRange(0), default=0.0, help="How long it took.")
+@click.option("--seconds", type=click.FloatRange(0), callback=_duration, default=0.0, help="How long it took.")
 @with_console
 def add_command(
     console: Console,
@@ -90,7 +96,7 @@ def add_command(
         check=check,
         outcome=outcome,
         detail=detail,
-        figures={name: _number(value) for name, value in _pairs(figures, "--figure")},
+        figures={name: _figure_value(name, value) for name, value in _pairs(figures, "--figure")},
         machine=MachineRecord(model=model, chip=chip, memory_nbytes=memory or 0, system=system),
         versions=dict(_pairs(versions, "--version")),
         command=by,
@@ -143,25 +149,34 @@ def _pairs(values: Sequence[str], option: str) -> list[tuple[str, str]]:
     return [(name.strip(), value.strip()) for name, _, value in pairs]
 
 
-def _number(text: str) -> int | float | str:
-    try:
-        return int(text)
-    except ValueError:
-        pass
+def _figure_value(name: str, text: str) -> int | float | str:
+    """A figure as the unit in its name asks for it: a size for bytes; else a number, or words."""
+    if name.endswith("_nbytes"):
+        try:
+            return units.parse_nbytes(text)
+        except ValueError as error:
+            expected = "bytes, as 16700000000 or 16.7GB"
+            raise UsageError("not a size", where=f"--figure {name}", found=text, expected=expected) from error
     try:
         number = float(text)
     except ValueError:
         return text
-    return number if isfinite(number) else text
+    if not isfinite(number) or abs(number) >= _MOST:
+        raise UsageError("not a number", where=f"--figure {name}", found=text, expected="a finite number below 2^63")
+    return int(number) if text.lstrip("+-").isdecimal() and number.is_integer() else number
+
+
+_MOST = 2.0**63
+"""What JSON readers take for an integer is less."""
 
 
 def _time(text: str) -> str:
     """A time in UTC, ISO 8601; without a time zone it is taken for the machine's."""
     try:
         when = datetime.fromisoformat(text) if text else datetime.now(UTC)
-    except ValueError as error:
+        return when.astimezone(UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError) as error:
         raise UsageError("not a time", where="--started", found=text, expected="2026-11-23T10:00:00+00:00") from error
-    return when.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def require_record(folder: Path) -> "Record":
@@ -178,16 +193,24 @@ def require_record(folder: Path) -> "Record":
     return record
 
 
-def add_evidence(folder: Path, evidence: Sequence[Evidence]) -> None:
+def add_evidence(folder: Path, evidence: Sequence[Evidence], *, wait: bool = False) -> None:
     """Append evidence to the record of a folder, and make anew what is made from the record, the card first of all.
 
     Each file is written whole or not at all. The weights may be damaged: they are not looked at.
+
+    Args:
+        folder: The folder.
+        evidence: What is appended.
+        wait: Until another process lets go of the folder: hours of work may stand behind this evidence.
+
+    Raises:
+        OutputError: Another process holds the folder, and this one is not to wait.
     """
     from hubtool.journal import locked, write_beside
     from hubtool.recard import Opened, make_card, write_card
     from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, encode_record
 
-    with locked(folder):
+    with locked(folder, wait=wait):
         record = require_record(folder)
         card = folder / CARD_FILE
         opened = Opened(

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ import pytest
 from hubtool.card import current_evidence, render_card
 from hubtool.cli.console import Console
 from hubtool.conversion import convert_source
+from hubtool.journal import locked
 from hubtool.measure import measure
 from hubtool.planning import open_source, plan_source
 from hubtool.record import RECORD_FILE, Evidence, Record, encode_record, is_derived, read_record
@@ -399,6 +401,31 @@ def test_a_file_that_is_touched_while_a_rung_runs_leaves_it_without_a_verdict(fo
     evidence = climb(rerecord(folder), "load", trust_remote_code=True)["load"]
     assert evidence.outcome == "not_run"
     assert evidence.detail.startswith(f"{SHARD} was touched while it ran")
+
+
+def test_a_folder_that_another_process_holds_is_not_begun_with(folder: Path, hubtool: CommandLine) -> None:
+    with locked(folder):
+        done = hubtool("validate", folder, "--integrity")
+    assert (done.code, "another hubtool works on this folder" in done.stderr) == (1, True)
+    assert not (folder / ".hubtool" / "integrity.json").exists()
+
+
+def test_evidence_waits_for_a_folder_that_was_taken_meanwhile(folder: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with (folder / "deepseek_v4.py").open("a") as file:
+        file.write(f"\nimport pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(1)\n")
+    rerecord(folder)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "hubtool", "validate", str(folder), "--load", "--trust-remote-code"]
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not begun.exists() and running.poll() is None:
+        time.sleep(0.01)
+    with locked(folder):
+        time.sleep(3)
+        assert running.poll() is None
+    output, errors = running.communicate()
+    assert running.returncode == 0, errors
+    assert [each.outcome for each in record_of(folder).evidence] == ["passed", "passed"], output
 
 
 def test_damage_that_no_header_survives_is_recorded_too(folder: Path, hubtool: CommandLine) -> None:
