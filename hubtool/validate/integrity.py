@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hubtool.errors import HubtoolError, SourceError
-from hubtool.measure import measure
+from hubtool.measure import measure, read_packings
 from hubtool.record import FileRecord, Record, files_digest, is_derived
-from hubtool.source import CONFIG_FILE, HASH_BLOCK_NBYTES, parse_json
+from hubtool.source import CONFIG_FILE, HASH_BLOCK_NBYTES
 from hubtool.tensors import StoredTensor, read_header
 from hubtool.units import format_count
 from hubtool.validate.finding import Finding
@@ -67,10 +67,12 @@ def check_integrity(folder: Path, record: Record, progress: Callable[[int, str],
         except SourceError as error:
             problems.append(str(error))
     files: tuple[FileRecord, ...] = ()
+    figures: dict[str, int | float | str] = {}
     try:
         measurement = measure(folder, record, hashes)
         problems.extend(measurement.disagreements)
         files = tuple(file for file in measurement.files if not is_derived(file.name))
+        figures = {"tensors": measurement.facts.tensors, "files": len(files)}
     except HubtoolError as error:
         problems.append(str(error))
     problems += [f"{name}: touched while it was read" for name in compare_stamps(before, take_stamps(folder))]
@@ -80,18 +82,18 @@ def check_integrity(folder: Path, record: Record, progress: Callable[[int, str],
         forget(folder)
     else:
         remember(folder, record, before)
-    return Integrity(Finding("failed" if problems else "passed", _detail(record, problems), _figures(record)), subject)
+    return Integrity(Finding("failed" if problems else "passed", _detail(record, problems), figures), subject)
 
 
 def _scale_modes(folder: Path, problems: list[str]) -> Mapping[str, str]:
     """Quantization mode of each module that config.json lists."""
     try:
-        config = parse_json((folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
-    except (OSError, SourceError) as error:
-        problems.append(f"{CONFIG_FILE}: {error if isinstance(error, SourceError) else 'cannot be read'}")
+        raw = (folder / CONFIG_FILE).read_bytes()
+    except OSError:
+        problems.append(f"{CONFIG_FILE}: cannot be read")
         return {}
-    quantization = (config.get("quantization") if isinstance(config, dict) else None) or {}
-    return {module: entry.get("mode", "affine") for module, entry in quantization.items() if isinstance(entry, dict)}
+    packings = read_packings(raw, problems)
+    return {module: packing.mode for module, packing in packings.modules.items() if packing}
 
 
 class _Reading:
@@ -164,7 +166,3 @@ def _detail(record: Record, problems: list[str]) -> str:
         worst = max(errors, key=lambda name: errors[name])
         text += f"; the relative squared error of the weights is at most {errors[worst]:.3g}, in {worst}"
     return text
-
-
-def _figures(record: Record) -> dict[str, int | float | str]:
-    return {"tensors": record.measured.tensors, "files": len(record.files)}

@@ -150,9 +150,52 @@ def break_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+def change_quantization(value: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        both = {"quantization": value, "quantization_config": value}
+        edit_json(folder / "config.json", lambda config: config.update(both))
+
+    return change
+
+
+def change_entry(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        module = SCALES.removesuffix(".scales")
+        edit_json(folder / "config.json", lambda config: config["quantization"][module].update(values))
+
+    return change
+
+
+def make_config_a_list(folder: Path) -> None:
+    (folder / "config.json").write_text("[1]")
+
+
+def change_metadata(folder: Path) -> None:
+    edit_json(folder / INDEX_FILE, lambda index: index.update(metadata=5))
+
+
+def make_the_index_a_list(folder: Path) -> None:
+    (folder / INDEX_FILE).write_text("[]")
+
+
+def empty_the_shard(folder: Path) -> None:
+    write_shard(folder / SHARD, {})
+
+
 @pytest.mark.parametrize(
     ("corrupt", "named"),
     [
+        (change_entry(bits="6"), [SCALES.removesuffix(".scales"), "Expected `int`, got `str` - at `$.bits`"]),
+        (change_entry(group_size="64"), [SCALES.removesuffix(".scales"), "at `$.group_size`"]),
+        (change_entry(bits=[3]), [SCALES.removesuffix(".scales"), "got `array` - at `$.bits`"]),
+        (change_entry(bits=0), ["`int` >= 1 - at `$.bits`"]),
+        (change_entry(mode=["affine"]), ["at `$.mode`"]),
+        (change_quantization([1]), ["config.json: quantization: found list, expected an object"]),
+        (change_quantization("3 bits"), ["config.json: quantization: found str, expected an object"]),
+        (make_config_a_list, ["config.json: found list, expected an object"]),
+        (change_metadata, ["metadata is 5, expected an object"]),
+        (make_the_index_a_list, ["not a safetensors index", f"{INDEX_FILE}: sha256"]),
+        (empty_the_shard, [SHARD, "no tensors"]),
         (change_a_byte, [SHARD, "sha256"]),
         (swap_two_of_a_shape, [SHARD, "sha256"]),
         (swap_two_of_different_shapes, [SCALES, "shape"]),
@@ -178,6 +221,15 @@ def test_a_corruption_is_caught_and_named(folder: Path, corrupt: Callable[[Path]
         assert each in integrity.finding.detail
     assert integrity.subject != record.subject
     assert not is_unchanged(folder, record)
+
+
+def test_the_figures_of_a_failed_integrity_are_those_that_were_found(folder: Path) -> None:
+    record = read_record(folder)
+    assert record is not None
+    drop_a_tensor(folder)
+    add_a_file(folder)
+    figures = {"tensors": record.measured.tensors - 1, "files": len(record.files) + 1}
+    assert check(folder).finding.figures == figures
 
 
 def test_a_nan_among_e8m0_scales_is_named(converted: Conversions, tmp_path: Path) -> None:
