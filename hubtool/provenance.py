@@ -5,7 +5,8 @@ files is OpenSSF model-signing's, beside them.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hubtool.card import current_evidence
@@ -37,6 +38,17 @@ def make_statements(record: Record) -> dict[str, bytes]:
     return {name: (json.dumps(statement, indent=2) + "\n").encode() for name, statement in statements.items()}
 
 
+STATEMENT_FILES = (PROVENANCE_FILE, TEST_RESULT_FILE)
+
+
+def remove_stale(folder: Path, made: Collection[str]) -> tuple[str, ...]:
+    """Remove the statements of a folder that are not among those that its record makes now; their names."""
+    stale = [name for name in STATEMENT_FILES if name not in made and (folder / name).is_file()]
+    for name in stale:
+        (folder / name).unlink()
+    return tuple(stale)
+
+
 def check_statements(record: Record, found: Mapping[str, bytes]) -> tuple[str, ...]:
     """Every statement that is not what the record says, as sentences.
 
@@ -47,8 +59,8 @@ def check_statements(record: Record, found: Mapping[str, bytes]) -> tuple[str, .
     expected = make_statements(record)
     problems = [f"{name}: missing" for name in expected if name not in found]
     problems += [f"{name}: not what the record says" for name in expected if found.get(name, b"") != expected[name]]
-    names = (PROVENANCE_FILE, TEST_RESULT_FILE)
-    problems += [f"{name}: about what is not recorded" for name in names if name in found and name not in expected]
+    unexpected = [name for name in STATEMENT_FILES if name in found and name not in expected]
+    problems += [f"{name}: about what is not recorded" for name in unexpected]
     return tuple(sorted({problem.partition(":")[0]: problem for problem in reversed(problems)}.values()))
 
 

@@ -19,7 +19,7 @@ from hubtool.hub import commit_documents
 from hubtool.hub_source import HubSource
 from hubtool.journal import write_beside
 from hubtool.measure import measure_files
-from hubtool.provenance import check_statements, make_statements
+from hubtool.provenance import check_statements, make_statements, remove_stale
 from hubtool.record import (
     ASSETS_PREFIX,
     CARD_FILE,
@@ -248,7 +248,7 @@ def write_card(opened: Opened, card: str) -> tuple[str, ...]:
     changed = [name for name, path in paths.items() if not path.is_file() or path.read_bytes() != documents[name]]
     for name in changed:
         write_beside(paths[name], documents[name])
-    return tuple(changed)
+    return (*changed, *remove_stale(opened.folder, documents))
 
 
 def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Pushed:

@@ -47,7 +47,7 @@ _FIGURES = {
     "swap_growth_nbytes": "swap growth",
     "pressure_peak": "peak memory pressure",
     "pressure_limit": "limit of memory pressure",
-    "swap_growth_limit_nbytes": "limit of swap growth",
+    "swap_limit_nbytes": "limit of swap growth",
     "reason": "stopped because of",
     "read_nbytes": "read from disk",
 }

@@ -100,7 +100,7 @@ class GuardReport:
             "peak_nbytes": self.peak_nbytes,
             "memory_measure": self.measure,
             "swap_growth_nbytes": self.swap_growth_nbytes,
-            "swap_growth_limit_nbytes": self.limits.swap_growth_nbytes,
+            "swap_limit_nbytes": self.limits.swap_growth_nbytes,
         }
         if self.pressure is not None:
             figures |= {"pressure_peak": round(self.pressure, 4), "pressure_limit": self.limits.pressure}

@@ -22,7 +22,7 @@ from hubtool.conversion import convert_source
 from hubtool.journal import locked
 from hubtool.measure import measure
 from hubtool.planning import open_source, plan_source
-from hubtool.record import RECORD_FILE, Evidence, Record, encode_record, is_derived, read_record
+from hubtool.record import RECORD_FILE, TEST_RESULT_FILE, Evidence, Record, encode_record, is_derived, read_record
 from hubtool.sample import TINY, write_sample
 from hubtool.units import GB, MB
 from hubtool.validate.finding import without_paths
@@ -120,7 +120,7 @@ def test_every_rung_of_an_intact_folder_passes_with_the_same_tokens(folder: Path
     assert smoke.figures["tokens"] == streamed.figures["tokens"] == TOKENS
     assert smoke.figures["tokens_digest"] == streamed.figures["tokens_digest"]
     assert streamed.detail.endswith("the same tokens as the resident run")
-    assert smoke.figures["swap_growth_limit_nbytes"] == 1 * GB
+    assert smoke.figures["swap_limit_nbytes"] == 1 * GB
     assert evidence["load"].figures["parameters"] == record.measured.tensors
     for each in evidence.values():
         assert each.subject == record.subject
@@ -381,6 +381,8 @@ def test_one_changed_byte_takes_all_evidence_off_the_card(folder: Path, hubtool:
     assert "The files are no longer those recorded" in card
     assert "| Integrity | passed |" not in card
     assert "| Integrity | failed |" in card
+    assert not (folder / TEST_RESULT_FILE).exists()
+    assert hubtool("card", folder, "--check").code == 0
     assert not any(each["current"] for each in hubtool("evidence", "list", folder, "--json").document)
 
     shard.write_bytes(intact)
