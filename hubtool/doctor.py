@@ -134,8 +134,9 @@ def _token() -> Check:
 
 def _verdicts(needs: Needs, limits: Limits) -> Iterable[Verdict]:
     yield Verdict("integrity", True, f"reads {format_size(needs.weights_nbytes)} once")
-    load = limits.memory_nbytes >= INTERPRETER_NBYTES
-    yield Verdict("load", load, f"needs about {format_size(INTERPRETER_NBYTES)}, weights stay on disk")
+    refusal = refuse(Task("load", ""), needs, limits)
+    load = f"needs about {format_size(INTERPRETER_NBYTES)}, weights stay on disk"
+    yield Verdict("load", refusal is None, refusal.detail if refusal else load)
     refusal = refuse(Task("smoke", ""), needs, limits)
     yield Verdict("smoke", refusal is None, refusal.detail if refusal else f"needs {needs.describe_resident()}")
     refusal = refuse(Task("smoke-streamed", ""), needs, limits)

@@ -8,7 +8,7 @@ import msgspec
 from hubtool.card import read_prose, render_card
 from hubtool.errors import OutputError
 from hubtool.journal import write_beside
-from hubtool.provenance import make_statements
+from hubtool.provenance import make_statements, remove_stale
 from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, Record, SiblingRecord, encode_record
 
 NOTES = "notes"
@@ -50,6 +50,8 @@ def documents_of(record: Record, card: str, assets: Sequence[str], wording: Word
 def write_documents_of(folder: Path, record: Record, wording: Wording = PLAIN) -> None:
     """Write card, statements and record of a folder, the record last; what is as it should be is left alone.
 
+    A statement about evidence that no longer counts is removed.
+
     Raises:
         OutputError: The prose of the card that is there cannot be told from the rest; the disk is full.
     """
@@ -61,7 +63,9 @@ def write_documents_of(folder: Path, record: Record, wording: Wording = PLAIN) -
         raise OutputError(
             "the card is not text", where=path, found=str(error), expected="UTF-8", remedy="mend or remove it"
         ) from error
-    for name, content in documents_of(record, card, assets, wording).items():
+    documents = documents_of(record, card, assets, wording)
+    remove_stale(folder, documents)
+    for name, content in documents.items():
         if not (folder / name).is_file() or (folder / name).read_bytes() != content:
             write_beside(folder / name, content)
 

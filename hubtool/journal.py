@@ -176,13 +176,17 @@ class Journal:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the folder for this process; the folder and its state are made if they are not there.
 
     The thread that holds it may hold it once more.
 
+    Args:
+        folder: The folder.
+        wait: Until another process that holds it lets go.
+
     Raises:
-        OutputError: Another process holds it.
+        OutputError: Another process holds it, and this one is not to wait.
     """
     with writing(folder):
         (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
@@ -190,7 +194,7 @@ def locked(folder: Path) -> Iterator[None]:
     if key in _HELD:
         yield
         return
-    with held(folder / STATE_DIR / "lock", folder):
+    with held(folder / STATE_DIR / "lock", folder, wait=wait):
         _HELD.add(key)
         try:
             yield

@@ -10,7 +10,7 @@ from hubtool.errors import OutputError
 
 
 @contextmanager
-def held(path: Path, where: Path) -> Iterator[None]:
+def held(path: Path, where: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` for this process; it is made, names the process, and stays.
 
     Args:
@@ -24,7 +24,7 @@ def held(path: Path, where: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             holder = os.read(descriptor, 32).decode().strip() or "unknown"
             raise OutputError(

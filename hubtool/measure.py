@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -67,8 +67,9 @@ def measure_files(
         record: What the files should hold, if they have a record.
     """
     named = {file.name: file for file in files}
-    config = parse_json(read(CONFIG_FILE), CONFIG_FILE) if CONFIG_FILE in named else {}
-    facts, problems = measure_headers(headers, config)
+    problems: list[str] = []
+    packings = read_packings(read(CONFIG_FILE) if CONFIG_FILE in named else b"{}", problems)
+    facts = measure_headers(headers, packings, problems)
     if INDEX_FILE in named:
         problems += _compare_index(read(INDEX_FILE), headers, facts)
     elif list(headers) != [SINGLE_FILE]:
@@ -78,27 +79,81 @@ def measure_files(
     return Measurement(facts, tuple(files), tuple(problems))
 
 
-def measure_headers(headers: Mapping[str, Header], config: Mapping[str, Any]) -> tuple[MeasuredRecord, list[str]]:
-    """Totals over all shards, and where config.json's quantization contradicts the headers."""
+class Packing(msgspec.Struct, frozen=True):
+    """How a quantized weight is stored, as config.json says; what else it says does not matter."""
+
+    bits: Annotated[int, msgspec.Meta(ge=1, le=32)]
+    group_size: Annotated[int, msgspec.Meta(ge=1)]
+    mode: str = "affine"
+
+
+@dataclass(frozen=True)
+class Packings:
+    """What config.json says of every quantized weight.
+
+    Attributes:
+        usual: Of modules without an entry of their own, None if it does not say.
+        modules: By module; None where the entry says nothing that can be meant.
+    """
+
+    usual: Packing | None = None
+    modules: Mapping[str, Packing | None] = field(default_factory=dict)
+
+
+def read_packings(raw: bytes, problems: list[str]) -> Packings:
+    """The `quantization` of a config.json; whatever in it cannot be meant is told in `problems`."""
+    try:
+        config = parse_json(raw, CONFIG_FILE)
+    except SourceError as error:
+        problems.append(str(error))
+        return Packings()
+    if not isinstance(config, dict):
+        problems.append(f"{CONFIG_FILE}: found {type(config).__name__}, expected an object")
+        return Packings()
+    block = config.get("quantization") or {}
+    if block != (config.get("quantization_config") or {}):
+        problems.append(f"{CONFIG_FILE}: quantization and quantization_config differ")
+    if not isinstance(block, dict):
+        problems.append(f"{CONFIG_FILE}: quantization: found {type(block).__name__}, expected an object")
+        return Packings()
+    entries = {module: entry for module, entry in block.items() if isinstance(entry, dict)}
+    modules = {module: _read_packing(entry, f"{module}: ", problems) for module, entry in entries.items()}
+    return Packings(_read_packing(block, "", problems) if "bits" in block else None, modules)
+
+
+def _read_packing(entry: Mapping[str, Any], where: str, problems: list[str]) -> Packing | None:
+    try:
+        return msgspec.convert(entry, Packing)
+    except msgspec.ValidationError as error:
+        problems.append(f"{CONFIG_FILE}: quantization: {where}{error}")
+        return None
+
+
+def measure_headers(headers: Mapping[str, Header], packings: Packings, problems: list[str]) -> MeasuredRecord:
+    """Totals over all shards; where config.json's quantization contradicts the headers is told in `problems`.
+
+    Raises:
+        SourceError: There are no tensors.
+    """
     tensors = {tensor.spec.name: tensor.spec for header in headers.values() for tensor in header.tensors}
+    if not tensors:
+        raise SourceError("no tensors", where=", ".join(headers), remedy="fetch the files again, or convert again")
     nbytes = sum(header.data_nbytes for header in headers.values())
     dtypes: Counter[str] = Counter()
     for spec in tensors.values():
         dtypes[spec.dtype] += spec.nbytes
-    problems: list[str] = []
-    parameters = sum(
-        _logical_size(spec, tensors, config.get("quantization") or {}, problems) for spec in tensors.values()
-    )
-    problems += _compare_config(tensors, config)
-    facts = MeasuredRecord(
+    parameters = sum(_logical_size(spec, tensors, packings, problems) for spec in tensors.values())
+    for module in packings.modules:
+        if f"{module}.scales" not in tensors:
+            problems.append(f"{CONFIG_FILE}: quantization: {module} is not stored quantized")
+    return MeasuredRecord(
         nbytes=nbytes,
         parameters=parameters,
-        effective_bits=units.effective_bits(nbytes, parameters),
+        effective_bits=units.effective_bits(nbytes, parameters) if parameters else 0.0,
         tensors=len(tensors),
         shards=len(headers),
         dtypes=dict(dtypes.most_common()),
     )
-    return facts, problems
 
 
 def _published_files(folder: Path) -> list[str]:
@@ -106,50 +161,43 @@ def _published_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
-def _logical_size(
-    spec: TensorSpec, tensors: Mapping[str, TensorSpec], quantization: Mapping[str, Any], problems: list[str]
-) -> int:
+def _logical_size(spec: TensorSpec, tensors: Mapping[str, TensorSpec], packings: Packings, problems: list[str]) -> int:
     """Logical parameters that a tensor stands for: 0 for scales and biases of a quantized weight."""
     module, _, name = spec.name.rpartition(".")
     weight = tensors.get(f"{module}.weight")
-    quantized = weight is not None and weight.dtype == "U32" and f"{module}.scales" in tensors
+    quantized = weight is not None and weight.dtype == "U32" and weight.shape and f"{module}.scales" in tensors
     if not quantized:
         return spec.size
     if name in ("scales", "biases"):
         return 0
     if name != "weight":
         return spec.size
-    entry = quantization.get(module)
-    if not isinstance(entry, dict) or not entry.get("bits") or not entry.get("group_size"):
+    if module not in packings.modules:
         problems.append(f"{CONFIG_FILE}: quantization: no entry for {module}, which is stored quantized")
-        entry = quantization
-        if not entry.get("bits") or not entry.get("group_size"):
-            return spec.size
-    columns = spec.shape[-1] * 32 // entry["bits"]
+    packing = packings.modules.get(module) or packings.usual
+    if packing is None:
+        return spec.size
+    columns = spec.shape[-1] * 32 // packing.bits
     scales = tensors[f"{module}.scales"]
-    expected = (*spec.shape[:-1], columns // entry["group_size"])
-    if scales.shape != expected or spec.shape[-1] * 32 % entry["bits"]:
+    expected = (*spec.shape[:-1], columns // packing.group_size)
+    if scales.shape != expected or spec.shape[-1] * 32 % packing.bits:
         problems.append(
-            f"{scales.name}: shape {list(scales.shape)}, but {CONFIG_FILE} says {entry['bits']} bits in groups of "
-            f"{entry['group_size']}, which makes {list(expected)}"
+            f"{scales.name}: shape {list(scales.shape)}, but {CONFIG_FILE} says {packing.bits} bits in groups of "
+            f"{packing.group_size}, which makes {list(expected)}"
         )
-    mode, biases = entry.get("mode", "affine"), f"{module}.biases" in tensors
-    if biases != (mode == "affine"):
-        problems.append(f"{module}: {'has' if biases else 'lacks'} biases, but {CONFIG_FILE} says mode {mode}")
+    has_biases = f"{module}.biases" in tensors
+    if has_biases != (packing.mode == "affine"):
+        verb = "has" if has_biases else "lacks"
+        problems.append(f"{module}: {verb} biases, but {CONFIG_FILE} says mode {packing.mode}")
     return int(prod(spec.shape[:-1]) * columns)
 
 
-def _compare_config(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Iterator[str]:
-    quantization = config.get("quantization") or {}
-    if quantization != (config.get("quantization_config") or {}):
-        yield f"{CONFIG_FILE}: quantization and quantization_config differ"
-    for module, entry in quantization.items():
-        if isinstance(entry, dict) and f"{module}.scales" not in tensors:
-            yield f"{CONFIG_FILE}: quantization: {module} is not stored quantized"
-
-
 def _compare_index(raw: bytes, headers: Mapping[str, Header], facts: MeasuredRecord) -> Iterator[str]:
-    weight_map = parse_index(raw)
+    try:
+        weight_map = parse_index(raw)
+    except SourceError as error:
+        yield str(error)
+        return
     stored = {tensor.spec.name: tensor.file for header in headers.values() for tensor in header.tensors}
     for name in sorted({*weight_map, *stored}):
         if weight_map.get(name) != stored.get(name):
@@ -157,7 +205,10 @@ def _compare_index(raw: bytes, headers: Mapping[str, Header], facts: MeasuredRec
                 f"{INDEX_FILE}: {name}: says {weight_map.get(name, 'nothing')}, "
                 f"the headers say {stored.get(name, 'nothing')}"
             )
-    metadata = msgspec.json.decode(raw).get("metadata") or {}
+    metadata = parse_json(raw, INDEX_FILE).get("metadata") or {}
+    if not isinstance(metadata, dict):
+        yield f"{INDEX_FILE}: metadata is {metadata!r}, expected an object"
+        return
     for key, value in (("total_size", facts.nbytes), ("total_parameters", facts.parameters)):
         if key in metadata and metadata[key] != value:
             yield f"{INDEX_FILE}: {key} is {metadata[key]}, the headers say {value}"

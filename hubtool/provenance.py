@@ -5,9 +5,11 @@ files is OpenSSF model-signing's, beside them.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from hubtool.card import current_evidence
 from hubtool.record import PROVENANCE_FILE, TEST_RESULT_FILE, Evidence, FileRecord, Record, SourceRecord, files_digest
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -22,16 +24,29 @@ BUILD_TYPE = f"{BUILDER}#convert/v1"
 HUB = "https://huggingface.co"
 
 _RESULTS = {"passed": "passedTests", "failed": "failedTests", "aborted_by_guard": "failedTests"}
-"""Refused and not run are neither: their configuration stands in the statement without a verdict."""
+"""Refused and not run are neither: their configuration stands in the statement without a verdict.
+
+What the publisher states to have passed is among `warnedTests`: nobody measured it.
+"""
 
 
 def make_statements(record: Record) -> dict[str, bytes]:
     """The statements about a record's files, by file name: the provenance, and the test result if there is evidence."""
     statements = {PROVENANCE_FILE: _provenance(record)}
-    evidence = [item for item in record.evidence if item.subject == record.subject]
-    if evidence:
+    if evidence := current_evidence(record):
         statements[TEST_RESULT_FILE] = _test_result(record, evidence)
     return {name: (json.dumps(statement, indent=2) + "\n").encode() for name, statement in statements.items()}
+
+
+STATEMENT_FILES = (PROVENANCE_FILE, TEST_RESULT_FILE)
+
+
+def remove_stale(folder: Path, made: Collection[str]) -> tuple[str, ...]:
+    """Remove the statements of a folder that are not among those that its record makes now; their names."""
+    stale = [name for name in STATEMENT_FILES if name not in made and (folder / name).is_file()]
+    for name in stale:
+        (folder / name).unlink()
+    return tuple(stale)
 
 
 def check_statements(record: Record, found: Mapping[str, bytes]) -> tuple[str, ...]:
@@ -44,8 +59,8 @@ def check_statements(record: Record, found: Mapping[str, bytes]) -> tuple[str, .
     expected = make_statements(record)
     problems = [f"{name}: missing" for name in expected if name not in found]
     problems += [f"{name}: not what the record says" for name in expected if found.get(name, b"") != expected[name]]
-    names = (PROVENANCE_FILE, TEST_RESULT_FILE)
-    problems += [f"{name}: about what is not recorded" for name in names if name in found and name not in expected]
+    unexpected = [name for name in STATEMENT_FILES if name in found and name not in expected]
+    problems += [f"{name}: about what is not recorded" for name in unexpected]
     return tuple(sorted({problem.partition(":")[0]: problem for problem in reversed(problems)}.values()))
 
 
@@ -102,10 +117,12 @@ def _checkpoint(record: Record) -> dict[str, Any]:
     return resource | {"annotations": known}
 
 
-def _test_result(record: Record, evidence: list[Evidence]) -> dict[str, Any]:
+def _test_result(record: Record, evidence: Sequence[Evidence]) -> dict[str, Any]:
     verdicts: dict[str, list[str]] = {"passedTests": [], "warnedTests": [], "failedTests": []}
     for item in evidence:
-        if item.outcome in _RESULTS:
+        if item.kind == "stated" and item.outcome == "passed":
+            verdicts["warnedTests"].append(item.check)
+        elif item.outcome in _RESULTS:
             verdicts[_RESULTS[item.outcome]].append(item.check)
     result = "FAILED" if verdicts["failedTests"] else "PASSED" if verdicts["passedTests"] else "WARNED"
     return _statement(

@@ -19,7 +19,7 @@ from hubtool.hub import commit_documents
 from hubtool.hub_source import HubSource
 from hubtool.journal import write_beside
 from hubtool.measure import measure_files
-from hubtool.provenance import check_statements, make_statements
+from hubtool.provenance import check_statements, make_statements, remove_stale
 from hubtool.record import (
     ASSETS_PREFIX,
     CARD_FILE,
@@ -33,6 +33,7 @@ from hubtool.record import (
 )
 from hubtool.source import CONFIG_FILE, HUB_PREFIX, LocalSource, parse_json, parse_spec
 from hubtool.tensors import Header, read_header
+from hubtool.validate.stamps import describe_touched, find_touched
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Opened:
         card: Its README.md, empty if it has none.
         assets: Names of its pictures.
         statements: Its provenance, by file name.
-        disagreements: Where record and bytes contradict each other.
+        disagreements: Where record and bytes contradict each other, or may: a shard was touched since it was hashed.
     """
 
     name: str
@@ -181,6 +182,8 @@ def _open(place: _Place) -> Opened:
     problems = measurement.disagreements
     if record is not None and statements:
         problems += check_statements(record, statements)
+    if record is not None and place.folder is not None:
+        problems += _touched(place.folder, record)
     return Opened(
         name=place.name,
         folder=place.folder,
@@ -191,6 +194,13 @@ def _open(place: _Place) -> Opened:
         statements=statements,
         disagreements=problems,
     )
+
+
+def _touched(folder: Path, record: Record) -> tuple[str, ...]:
+    """That shards may be others than were validated, in a sentence; their hashes would take too long to say."""
+    names = [name for name in find_touched(folder, record) or () if _is_shard(name)]
+    remedy = "run `hubtool validate --integrity` to see whether their bytes changed"
+    return (f"{describe_touched(names)} since the validation; {remedy}",) if names else ()
 
 
 def make_card(opened: Opened, templates: Path | None = None) -> str:
@@ -238,7 +248,7 @@ def write_card(opened: Opened, card: str) -> tuple[str, ...]:
     changed = [name for name, path in paths.items() if not path.is_file() or path.read_bytes() != documents[name]]
     for name in changed:
         write_beside(paths[name], documents[name])
-    return tuple(changed)
+    return (*changed, *remove_stale(opened.folder, documents))
 
 
 def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Pushed:

@@ -35,6 +35,7 @@ from huggingface_hub import HfApi
 
 import hubtool
 from hubtool import hub
+from hubtool.card import current_evidence
 from hubtool.conversion import Converted, Effort, Watch, convert_sources
 from hubtool.convert import Target
 from hubtool.documents import Wording, address, documents_of
@@ -256,9 +257,9 @@ def _require_record(folder: Path) -> Record:
 
 
 def _missing_rungs(folder: Path, wanted: Sequence[Rung]) -> Sequence[Rung]:
-    """The rungs of which the record has no evidence about these very files."""
-    record = _require_record(folder)
-    passed = {each.check for each in record.evidence if each.subject == record.subject and each.outcome == "passed"}
+    """The rungs of which nobody measured that these very files pass them."""
+    evidence = current_evidence(_require_record(folder))
+    passed = {each.check for each in evidence if (each.kind, each.outcome) == ("measured", "passed")}
     return [rung for rung in wanted if rung not in passed]
 
 

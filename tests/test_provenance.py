@@ -65,6 +65,18 @@ def test_the_test_result_has_each_check_with_its_outcome(record: Record) -> None
     ]
 
 
+def test_only_the_latest_verdict_of_each_check_counts(record: Record) -> None:
+    failed, passed = evidence("smoke", "failed"), evidence("smoke", "passed")
+    predicate = statement(with_evidence(record, failed, passed), TEST_RESULT_FILE)["predicate"]
+    assert (predicate["result"], predicate["passedTests"], predicate["failedTests"]) == ("PASSED", ["smoke"], [])
+
+
+def test_what_is_only_stated_is_no_passed_test(record: Record) -> None:
+    stated = with_evidence(record, evidence("smoke", "passed", kind="stated"))
+    predicate = statement(stated, TEST_RESULT_FILE)["predicate"]
+    assert (predicate["result"], predicate["passedTests"], predicate["warnedTests"]) == ("WARNED", [], ["smoke"])
+
+
 def test_what_was_refused_has_no_verdict(record: Record) -> None:
     refused = with_evidence(record, evidence("smoke", "refused_preflight"))
     predicate = statement(refused, TEST_RESULT_FILE)["predicate"]

@@ -8,7 +8,7 @@ from hubtool.card.measured import Unread, Unrecorded, describe_unrecorded
 from hubtool.card.metadata import card_metadata, check_publishable
 from hubtool.card.prose import read_prose
 from hubtool.card.render import render_card
-from hubtool.card.validation import current_evidence, describe_status
+from hubtool.card.validation import current_evidence, describe_status, find_change
 
 __all__ = [
     "Unread",
@@ -19,6 +19,7 @@ __all__ = [
     "current_evidence",
     "describe_status",
     "describe_unrecorded",
+    "find_change",
     "read_prose",
     "render_card",
 ]

@@ -17,6 +17,9 @@ CHECKS = {
 }
 """The rungs in their order, as the card names them."""
 
+_LOOK = ("integrity", "measured")
+"""Check and kind of the evidence of which bytes the files are."""
+
 GENERATION = {"smoke": "generation", "smoke-streamed": "streamed generation"}
 
 _OUTCOMES: dict[Outcome, str] = {
@@ -42,6 +45,10 @@ _FIGURES = {
     "limit_nbytes": "memory limit",
     "peak_nbytes": "peak memory",
     "swap_growth_nbytes": "swap growth",
+    "pressure_peak": "peak memory pressure",
+    "pressure_limit": "limit of memory pressure",
+    "swap_limit_nbytes": "limit of swap growth",
+    "reason": "stopped because of",
     "read_nbytes": "read from disk",
 }
 """How figures are called; others are called by their name without its unit."""
@@ -71,24 +78,47 @@ class Status:
     reasons: tuple[str, ...]
 
 
+def find_change(record: Record) -> Evidence | None:
+    """The evidence that the files are no longer those of the record, None if the last look at them found that they are.
+
+    Files that were looked at are others if the check failed and names another digest.
+    """
+    looks = [item for item in record.evidence if _is_verdict(item) and (item.check, item.kind) == _LOOK]
+    changed = looks and looks[-1].outcome == "failed" and looks[-1].subject != record.subject
+    return looks[-1] if changed else None
+
+
+def _is_verdict(item: Evidence) -> bool:
+    return item.outcome in ("passed", "failed")
+
+
 def current_evidence(record: Record) -> tuple[Evidence, ...]:
-    """The evidence about the files as they are, the last of each check, machine and kind; in the checks' order."""
+    """What is known of the files as they are, by check, machine and kind: none if they were changed; in checks' order.
+
+    The last verdict stands. What was refused, stopped or not run is no verdict, and takes none back.
+    """
+    if find_change(record):
+        return ()
     latest: dict[tuple[object, ...], Evidence] = {}
-    for evidence in record.evidence:
-        if evidence.subject == record.subject:
-            latest[evidence.check, evidence.machine, evidence.kind] = evidence
+    for item in record.evidence:
+        key = (item.check, item.machine, item.kind)
+        if item.subject == record.subject and (_is_verdict(item) or not (key in latest and _is_verdict(latest[key]))):
+            latest[key] = item
     order = list(CHECKS)
     return tuple(sorted(latest.values(), key=lambda e: order.index(e.check) if e.check in order else len(order)))
 
 
-def describe_status(evidence: Sequence[Evidence]) -> Status:
+def describe_status(record: Record) -> Status:
     """What the evidence allows to say.
 
     * `load-validated`: a load passed; `stated` evidence is shown as such.
     * `generation-qualified`: a resident generation was measured to pass, on that memory.
     * `generation-qualified, streamed`: a streamed one was.
-    * `not generation-qualified`: neither was, with the reason.
+    * `not generation-qualified`: neither was, with the reason; and whatever was, if the files did not pass as such.
     """
+    evidence = current_evidence(record)
+    if (change := find_change(record)) or (change := _failed_look(evidence)):
+        return Status("converted, not generation-qualified", (_broken(change, record),))
     words = ["converted"]
     loads = {item.kind for item in evidence if item.check == "load" and item.outcome == "passed"}
     if loads:
@@ -106,9 +136,20 @@ def describe_status(evidence: Sequence[Evidence]) -> Status:
     return Status(_join(words), rest)
 
 
-def describe_rows(record: Record, evidence: Sequence[Evidence]) -> tuple[Row, ...]:
-    """A row for the conversion, and one for each piece of evidence."""
-    return (_conversion(record), *map(_row, evidence))
+def _failed_look(evidence: Sequence[Evidence]) -> Evidence | None:
+    failed = [item for item in evidence if (item.check, item.kind) == _LOOK and item.outcome == "failed"]
+    return failed[0] if failed else None
+
+
+def _broken(item: Evidence, record: Record) -> str:
+    what = "The files are not sound" if item.subject == record.subject else "The files are no longer those recorded"
+    return _sentence(f"{what}, and nothing is claimed of them: {escape(item.detail)}")
+
+
+def describe_rows(record: Record) -> tuple[Row, ...]:
+    """A row for the conversion, and one for each piece of evidence; of changed files, for that evidence alone."""
+    change = find_change(record)
+    return (_conversion(record), *map(_row, [change] if change else current_evidence(record)))
 
 
 def _conversion(record: Record) -> Row:
@@ -139,7 +180,7 @@ def _row(item: Evidence) -> Row:
 
 
 def _reason(item: Evidence) -> str:
-    limit = item.figures.get("limit_nbytes")
+    limit = item.figures.get("limit_nbytes") if item.figures.get("reason", "memory") == "memory" else None
     machine = describe_machine(item.machine, system=False)
     text = _REASONS[item.outcome].format(
         what=GENERATION[item.check],

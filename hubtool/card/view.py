@@ -48,8 +48,7 @@ _ENCODINGS = {"fp4": "FP4 (E2M1)", "fp8": "FP8 (E4M3)", "plain": "BF16, float32 
 
 def view_record(record: Record, assets: Collection[str]) -> Section:
     """What the templates may show of a record."""
-    evidence = current_evidence(record)
-    status = describe_status(evidence)
+    status = describe_status(record)
     return {
         "metadata": dump_metadata(card_metadata(record)),
         "title": _title(record),
@@ -210,13 +209,12 @@ def _license(record: Record) -> str:
 
 
 def _validation(record: Record, status: Status) -> Section:
-    evidence = current_evidence(record)
     return {
         "status": status.words,
         "reasons": list(status.reasons),
-        "rows": describe_rows(record, evidence),
+        "rows": describe_rows(record),
         "subject": code(record.subject),
-        "evidence": bool(evidence),
+        "evidence": bool(current_evidence(record)),
     }
 
 

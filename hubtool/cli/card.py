@@ -49,6 +49,8 @@ def command(console: Console, source: str, mode: str | None, templates: Path | N
         console.answer({"target": opened.name, "card": card}, lambda: card.rstrip("\n"))
     else:
         changed = recard.write_card(opened, card)
+        for problem in opened.disagreements:
+            console.say(f"but the card may not be true: {problem}")
         document = {"target": opened.name, "changed": list(changed)}
         console.answer(document, lambda: f"{opened.name}: {', '.join(changed) or 'nothing'} changed")
     return 0

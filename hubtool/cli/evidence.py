@@ -12,13 +12,19 @@ import msgspec
 from hubtool import units
 from hubtool.cli.console import Console, table
 from hubtool.cli.options import FOLDER, parse_size, with_console
-from hubtool.errors import RecordError, UsageError
+from hubtool.errors import RecordError, UsageError, VerificationError
 from hubtool.record import Evidence, MachineRecord, Outcome
 
 if TYPE_CHECKING:
     from hubtool.record import Record
 
 CHECKS = ("integrity", "load", "smoke", "smoke-streamed")
+
+
+def _duration(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.", context, parameter)
+    return value
 
 
 @click.group("evidence")
@@ -32,7 +38,8 @@ def command() -> None:
 def list_command(console: Console, folder: Path) -> None:
     """List the evidence of a folder; what is about other bytes is marked, and never on the card."""
     record = require_record(folder)
-    current = [each.subject == record.subject for each in record.evidence]
+    changed = _find_changed(folder, record)
+    current = [each.subject == record.subject and not changed for each in record.evidence]
     documents = [
         {**msgspec.to_builtins(each), "current": now} for each, now in zip(record.evidence, current, strict=True)
     ]
@@ -41,6 +48,8 @@ def list_command(console: Console, folder: Path) -> None:
         for each, now in zip(record.evidence, current, strict=True)
     ]
     console.answer(documents, lambda: table(["check", "outcome", "kind", "these bytes", "when", ""], rows))
+    if changed:
+        console.say(f"no evidence counts: {changed}")
 
 
 @command.command("add")
@@ -56,7 +65,7 @@ def list_command(console: Console, folder: Path) -> None:
 @click.option("--version", "versions", multiple=True, metavar="NAME=VERSION", help="As mlx-lm=0.32.2; repeatable.")
 @click.option("--command", "by", default="", help="The command that was run, without paths.")
 @click.option("--started", default="", metavar="TIME", help="When, as 2026-11-23T10:00:00+00:00.  [default: now]")
-@click.option("--seconds", type=click.FloatRange(0), default=0.0, help="How long it took.")
+@click.option("--seconds", type=click.FloatRange(0), callback=_duration, default=0.0, help="How long it took.")
 @with_console
 def add_command(
     console: Console,
@@ -76,11 +85,18 @@ def add_command(
 ) -> None:
     """Record what you did elsewhere. It is shown as stated by the publisher, and proves nothing by itself."""
     record = require_record(folder)
+    if changed := _find_changed(folder, record):
+        raise VerificationError(
+            "the files may not be those of the record",
+            where=folder,
+            found=changed,
+            remedy="run `hubtool validate --integrity`, and restore what it names",
+        )
     evidence = Evidence(
         check=check,
         outcome=outcome,
         detail=detail,
-        figures={name: _number(value) for name, value in _pairs(figures, "--figure")},
+        figures={name: _figure_value(name, value) for name, value in _pairs(figures, "--figure")},
         machine=MachineRecord(model=model, chip=chip, memory_nbytes=memory or 0, system=system),
         versions=dict(_pairs(versions, "--version")),
         command=by,
@@ -94,15 +110,35 @@ def add_command(
     console.answer(msgspec.to_builtins(evidence), lambda: evidence_text([evidence]))
 
 
+def _find_changed(folder: Path, record: "Record") -> str | None:
+    """That files are, or may be, others than the record's, as a clause; None if nothing is known of that."""
+    from hubtool.card import find_change
+    from hubtool.validate.stamps import describe_touched, find_touched
+
+    if change := find_change(record):
+        return change.detail
+    touched = find_touched(folder, record)
+    return f"{describe_touched(touched)} since the validation" if touched else None
+
+
 def _require_private(evidence: Evidence) -> None:
     """Raise UsageError if a statement holds what must not be published."""
     from hubtool.privacy import read_identity, scan_text
 
     texts = msgspec.json.format(msgspec.json.encode(evidence), indent=1).decode()
-    leaks = [*scan_text("evidence", texts, read_identity())]
-    if leaks or any(word.startswith(("/", "./", "../")) for word in evidence.command.split()):
-        found = f"{leaks[0].kind} {leaks[0].found!r}" if leaks else f"path in --command {evidence.command!r}"
-        raise UsageError("evidence is published", found=found, expected="none", remedy="leave it out")
+    found = [f"{leak.kind} {leak.found!r}" for leak in scan_text("evidence", texts, read_identity())]
+    found += [f"path {word!r} in --command" for word in evidence.command.split() if _is_path(word)]
+    if found:
+        raise UsageError("evidence is published", found=found[0], expected="none", remedy="leave it out")
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word of a command line, or the value of its option, is a path and not `ORG/NAME[@REVISION]`."""
+    from hubtool.hubrules import is_repo_id
+    from hubtool.source import HUB_PREFIX
+
+    value = word.rpartition("=")[2].strip("'\"")
+    return "/" in value and not is_repo_id(value.removeprefix(HUB_PREFIX).partition("@")[0])
 
 
 def _pairs(values: Sequence[str], option: str) -> list[tuple[str, str]]:
@@ -113,25 +149,34 @@ def _pairs(values: Sequence[str], option: str) -> list[tuple[str, str]]:
     return [(name.strip(), value.strip()) for name, _, value in pairs]
 
 
-def _number(text: str) -> int | float | str:
-    try:
-        return int(text)
-    except ValueError:
-        pass
+def _figure_value(name: str, text: str) -> int | float | str:
+    """A figure as the unit in its name asks for it: a size for bytes; else a number, or words."""
+    if name.endswith("_nbytes"):
+        try:
+            return units.parse_nbytes(text)
+        except ValueError as error:
+            expected = "bytes, as 16700000000 or 16.7GB"
+            raise UsageError("not a size", where=f"--figure {name}", found=text, expected=expected) from error
     try:
         number = float(text)
     except ValueError:
         return text
-    return number if isfinite(number) else text
+    if not isfinite(number) or abs(number) >= _MOST:
+        raise UsageError("not a number", where=f"--figure {name}", found=text, expected="a finite number below 2^63")
+    return int(number) if text.lstrip("+-").isdecimal() and number.is_integer() else number
+
+
+_MOST = 2.0**63
+"""What JSON readers take for an integer is less."""
 
 
 def _time(text: str) -> str:
     """A time in UTC, ISO 8601; without a time zone it is taken for the machine's."""
     try:
         when = datetime.fromisoformat(text) if text else datetime.now(UTC)
-    except ValueError as error:
+        return when.astimezone(UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError) as error:
         raise UsageError("not a time", where="--started", found=text, expected="2026-11-23T10:00:00+00:00") from error
-    return when.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def require_record(folder: Path) -> "Record":
@@ -148,16 +193,24 @@ def require_record(folder: Path) -> "Record":
     return record
 
 
-def add_evidence(folder: Path, evidence: Sequence[Evidence]) -> None:
+def add_evidence(folder: Path, evidence: Sequence[Evidence], *, wait: bool = False) -> None:
     """Append evidence to the record of a folder, and make anew what is made from the record, the card first of all.
 
     Each file is written whole or not at all. The weights may be damaged: they are not looked at.
+
+    Args:
+        folder: The folder.
+        evidence: What is appended.
+        wait: Until another process lets go of the folder: hours of work may stand behind this evidence.
+
+    Raises:
+        OutputError: Another process holds the folder, and this one is not to wait.
     """
     from hubtool.journal import locked, write_beside
     from hubtool.recard import Opened, make_card, write_card
     from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, encode_record
 
-    with locked(folder):
+    with locked(folder, wait=wait):
         record = require_record(folder)
         card = folder / CARD_FILE
         opened = Opened(

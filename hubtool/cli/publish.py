@@ -228,7 +228,7 @@ def _validator(console: Console) -> Any:
 
         request = Request(Limits(default_limit()), frozenset(rungs))
         evidence = list(climb(folder, require_record(folder), request, console.stage))
-        add_evidence(folder, evidence)
+        add_evidence(folder, evidence, wait=True)
         return [each for each in evidence if each.check in rungs]
 
     return validate

@@ -1,7 +1,9 @@
 """`hubtool validate`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -11,6 +13,9 @@ from hubtool.cli.evidence import add_evidence, evidence_text, require_record
 from hubtool.cli.options import FOLDER, parse_size, with_console
 from hubtool.errors import GuardError
 from hubtool.record import Evidence
+
+if TYPE_CHECKING:
+    from hubtool.validate.ladder import Stage
 
 
 @click.command("validate")
@@ -70,11 +75,22 @@ def command(
     limits = Limits(memory_limit or default_limit(), max_swap_growth, max_pressure, grace=grace)
     request = Request(limits, frozenset(rung for rung, asked in named if asked), tokens, force, trust_remote_code)
     evidence: list[Evidence] = []
-    for each in validate(folder, record, request, console.stage):
-        add_evidence(folder, [each])
+    for each in validate(folder, record, request, _free_stage(console, folder)):
+        add_evidence(folder, [each], wait=True)
         evidence.append(each)
     console.answer({"evidence": msgspec.to_builtins(evidence)}, lambda: evidence_text(evidence))
     return exit_code(evidence, request.named)
+
+
+def _free_stage(console: Console, folder: Path) -> "Stage":
+    """The console's stage, which begins only when no other process holds the folder."""
+    from hubtool.journal import locked
+
+    def stage(name: str, nbytes: int) -> AbstractContextManager[Callable[[int, str], None]]:
+        with locked(folder):
+            return console.stage(name, nbytes)
+
+    return stage
 
 
 def exit_code(evidence: Sequence[Evidence], named: frozenset[str]) -> int:

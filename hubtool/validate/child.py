@@ -13,7 +13,8 @@ from typing import TypeVar
 import msgspec
 
 import hubtool
-from hubtool.validate.events import Device, Event, Failed, Task, Token
+from hubtool.record import Outcome
+from hubtool.validate.events import Device, Event, Failed, Peak, Task, Token
 from hubtool.validate.finding import Finding
 from hubtool.validate.guard import GuardReport, Limits, run_guarded
 
@@ -37,9 +38,18 @@ class Ran:
         """The last event of a kind."""
         return next((event for event in reversed(self.events) if isinstance(event, kind)), None)
 
+    @property
+    def peak_nbytes(self) -> int:
+        """The most memory that it took: what was sampled of all its processes, or what the system knows of the first.
+
+        A sample can miss what is gone after a moment; the system can count what others share.
+        """
+        high_water = self.last(Peak)
+        return max(self.report.peak_nbytes, high_water.nbytes if high_water else 0)
+
     def figures(self) -> dict[str, int | float | str]:
         """What evidence says of its memory, and of what it ran on."""
-        figures = self.report.figures()
+        figures = self.report.figures() | {"peak_nbytes": self.peak_nbytes}
         device = self.last(Device)
         if device is not None:
             figures["backend"] = device.backend
@@ -77,14 +87,15 @@ def judge(ran: Ran, task: Task) -> Finding | None:
     report, failure = ran.report, ran.last(Failed)
     figures = ran.figures()
     made = max((event.number for event in ran.events if isinstance(event, Token)), default=0)
-    if task.tokens and (failure or report.reason or report.returncode):
+    if task.tokens:
         figures = {"tokens": made, **figures}
     if report.reason:
         return Finding("aborted_by_guard", report.explanation(), figures)
+    outcome: Outcome = "failed" if ran.last(Device) else "not_run"
     if failure is not None:
-        return Finding("failed", _without_paths(failure.detail, task.folder), figures)
+        return Finding(outcome, failure.detail, figures)
     if report.returncode:
-        return Finding("failed", _without_paths(_death(report), task.folder), figures)
+        return Finding(outcome, _death(report), figures)
     return None
 
 
@@ -95,13 +106,6 @@ def _death(report: GuardReport) -> str:
         return f"the process was ended by {name}{cause}"
     last = report.errors.splitlines()[-1:] or ["nothing was said"]
     return f"the process ended with code {report.returncode}: {last[0]}"
-
-
-def _without_paths(text: str, folder: str) -> str:
-    """A text in which no path tells whose machine it is."""
-    for path, name in ((folder, Path(folder).name), (str(Path(folder).resolve()), Path(folder).name)):
-        text = text.replace(path, name)
-    return text.replace(str(Path.home()), "~") if len(str(Path.home())) > 1 else text
 
 
 def tokens_digest(tokens: Sequence[int]) -> str:

@@ -25,7 +25,10 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True, tag="device"):
-    """What MLX runs on, and how many bytes it recommends to use of it, if it says."""
+    """What MLX runs on, and how many bytes it recommends to use of it, if it says.
+
+    It comes when all is there that a model needs: what fails before it is no fault of the model's.
+    """
 
     backend: str
     working_set_nbytes: int | None
@@ -45,12 +48,18 @@ class Token(msgspec.Struct, frozen=True, tag="token"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """The run came to its end."""
+    """The run came to its end; what is by the token is from one to the next, and None for a single one."""
 
     tokens: list[int]
     seconds_per_token: float | None
     read_nbytes: int | None = None
-    read_nbytes_per_token: int | None = None
+    read_per_token_nbytes: int | None = None
+
+
+class Peak(msgspec.Struct, frozen=True, tag="peak"):
+    """The most memory that the process ever had, as the system knows; said last."""
+
+    nbytes: int
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -59,4 +68,4 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     detail: str
 
 
-Event = Device | Loaded | Token | Done | Failed
+Event = Device | Loaded | Token | Done | Peak | Failed

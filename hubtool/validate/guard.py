@@ -11,13 +11,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import IO, Literal
 
-import psutil
-
 from hubtool.units import GB, format_size
+from hubtool.validate import cgroup
+from hubtool.validate.group import KILL_SECONDS, Group
 from hubtool.validate.memory import Measure, Meter, Pressure, swap_used_nbytes
 
 Reason = Literal["memory", "swap", "pressure"]
@@ -25,14 +25,14 @@ Reason = Literal["memory", "swap", "pressure"]
 FAR_PAST = 1.1
 """A group that is this many times over its limit is killed at once: it would not wait for a second sample."""
 
+ROOM_SHARE = 0.9
+"""Of what the control group leaves: `FAR_PAST` times that is still within it."""
+
 PROMISED_INTERVAL = 0.05  # seconds
 """A longer gap between samples, as on a machine that is overloaded, is told among the figures."""
 
 ERRORS_NBYTES = 4096
 """How much of the end of the command's stderr is kept."""
-
-KILL_SECONDS = 10.0
-"""How long a process may take to die of KILL; one that waits for a disk can take a while."""
 
 PR_SET_CHILD_SUBREAPER = 36
 """<linux/prctl.h>: orphans below this process become its children rather than init's, so that none escapes."""
@@ -45,7 +45,7 @@ class Limits:
     Attributes:
         memory_nbytes: Of all its processes together, as `Meter` counts.
         swap_growth_nbytes: By which the system's swap may grow while it runs, whoever it is that grows it.
-        pressure: The system's memory pressure, from 0 to 1, as `Pressure` gives it.
+        pressure: The memory pressure of the system or the control group, from 0 to 1, as `Pressure` gives it.
         interval: Seconds from one sample to the next.
         grace: Seconds between TERM and KILL.
     """
@@ -67,7 +67,7 @@ class GuardReport:
         limits: What it was held to.
         peak_nbytes: The most memory that its processes took together.
         swap_growth_nbytes: The most that the system's swap grew meanwhile.
-        pressure: The highest pressure of the system, None if it could not be measured.
+        pressure: The highest memory pressure, None if it could not be measured.
         killed: Whether TERM was not enough.
         left: How many of its processes were alive when the first of them ended by itself; they were stopped too.
         samples: How often it was looked at.
@@ -100,9 +100,12 @@ class GuardReport:
             "peak_nbytes": self.peak_nbytes,
             "memory_measure": self.measure,
             "swap_growth_nbytes": self.swap_growth_nbytes,
+            "swap_limit_nbytes": self.limits.swap_growth_nbytes,
         }
         if self.pressure is not None:
-            figures["pressure_peak"] = round(self.pressure, 4)
+            figures |= {"pressure_peak": round(self.pressure, 4), "pressure_limit": self.limits.pressure}
+        if self.reason:
+            figures["reason"] = self.reason
         if self.longest_gap > PROMISED_INTERVAL:
             figures["longest_gap_seconds"] = round(self.longest_gap, 3)
         if self.unmeasured:
@@ -124,7 +127,7 @@ class GuardReport:
                     f"{format_size(limits.swap_growth_nbytes)}"
                 )
             case "pressure":
-                return f"the system's memory pressure reached {self.pressure:.2f}, over the limit of {limits.pressure}"
+                return f"memory pressure reached {self.pressure:.2f}, over the limit of {limits.pressure}"
             case None:
                 return ""
 
@@ -140,16 +143,21 @@ def run_guarded(
 
     It is stopped by TERM, and by KILL after a grace, or at once if it is 10 % past its memory limit. Nothing that it
     started is alive afterwards, whether it ended, was stopped, or this function was left by an exception. The command's
-    stdin is a pipe that this process holds: it ends when this process dies, in whatever way.
+    stdin is a pipe that this process holds: it ends when this process dies, in whatever way. It stands still while this
+    process is suspended by Ctrl-Z.
 
     Args:
         command: The program and its arguments.
-        limits: When it is stopped.
+        limits: When it is stopped. Its memory limit is lowered to `ROOM_SHARE` of what this process's control group
+            leaves: there the system kills by itself, and gives no reason.
         environment: Its environment, this process's by default.
         on_line: Called in this thread with each line that it writes to stdout.
     """
-    with _ONE_AT_A_TIME, _adopting_orphans(), tempfile.TemporaryFile() as errors:
-        group = _Group()
+    room = cgroup.room()
+    if room is not None:
+        limits = replace(limits, memory_nbytes=min(limits.memory_nbytes, int(room * ROOM_SHARE)))
+    with _ONE_AT_A_TIME, _adopting_orphans(), _noticing_suspension() as suspension, tempfile.TemporaryFile() as errors:
+        group = Group()
         try:
             with (
                 group.start(command, errors, environment) as child,
@@ -157,7 +165,7 @@ def run_guarded(
                 contextlib.ExitStack() as first,
             ):
                 first.callback(group.kill)  # before the lines are read to their end, and the child is waited for
-                watch = _Watch(group, limits)
+                watch = _Watch(group, limits, suspension)
                 watch.run(hand_on)
         finally:
             group.kill()  # what was forked by a start that was interrupted, too
@@ -180,6 +188,32 @@ def _adopting_orphans() -> Iterator[None]:
         yield
     finally:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+@dataclass
+class _Suspension:
+    """Whether this process was asked to stop, as by Ctrl-Z, and has not done so yet."""
+
+    asked: bool = False
+
+
+@contextlib.contextmanager
+def _noticing_suspension() -> Iterator[_Suspension]:
+    """While it lasts, SIGTSTP does no more than to ask: the guard must not stand still while its child runs."""
+    suspension = _Suspension()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTSTP) != signal.SIG_DFL:
+        yield suspension
+        return
+
+    def ask(signum: int, frame: object) -> None:
+        suspension.asked = True
+
+    signal.signal(signal.SIGTSTP, ask)
+    try:
+        yield suspension
+    finally:
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -212,101 +246,13 @@ def _tail(file: IO[bytes]) -> str:
     return file.read().decode("utf-8", "replace").strip()
 
 
-class _Group:
-    """Every process that a child started, and the child.
-
-    They are found by their session, by descent, and by having been found before: a process that leaves the session,
-    or whose parent dies, stays in it. Only where orphans cannot be adopted can one escape, by doing both between two
-    samples.
-    """
-
-    def __init__(self) -> None:
-        self._me = psutil.Process()
-        self._before = {process.pid for process in self._me.children(recursive=True)}
-        self._child: subprocess.Popen[bytes] | None = None
-        self._known: dict[int, psutil.Process] = {}
-
-    def start(
-        self, command: Sequence[str], errors: IO[bytes], environment: Mapping[str, str] | None
-    ) -> subprocess.Popen[bytes]:
-        """The child, in a session of its own."""
-        self._child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment,
-            start_new_session=True,
-        )
-        return self._child
-
-    def alive(self) -> list[psutil.Process]:
-        """The processes that have not ended."""
-        for process in self._found():
-            self._known.setdefault(process.pid, process)
-        alive = [process for process in self._known.values() if _is_alive(process)]
-        self._known = {process.pid: process for process in alive}
-        return alive
-
-    def _found(self) -> Iterator[psutil.Process]:
-        leader = self._child.pid if self._child else None
-        for process in self._me.children(recursive=True):
-            if process.pid not in self._before:
-                yield process
-        for pid in psutil.pids():
-            with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
-                if pid not in self._known and os.getsid(pid) == leader:
-                    yield psutil.Process(pid)
-
-    def child_ended(self) -> bool:
-        """Whether the child itself has ended; it is not reaped, so that its number stays its own."""
-        assert self._child is not None
-        try:
-            return psutil.Process(self._child.pid).status() in _ENDED
-        except psutil.NoSuchProcess:
-            return True
-
-    def send(self, signum: int) -> None:
-        """Send a signal to all of them."""
-        if self._child is not None and self._child.returncode is None:
-            # One call for the group: a process that is being forked gets it too.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._child.pid, signum)
-        for process in self.alive():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                process.send_signal(signum)
-
-    def kill(self) -> None:
-        """Kill all of them, and wait until they are gone; those that were adopted are reaped too."""
-        deadline = time.monotonic() + KILL_SECONDS
-        while self.alive() and time.monotonic() < deadline:
-            self.send(signal.SIGKILL)
-            time.sleep(0.005)
-        for process in self._me.children():
-            if process.pid not in self._before and (self._child is None or process.pid != self._child.pid):
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(process.pid, os.WNOHANG)
-        if self._child is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(max(deadline - time.monotonic(), 0.1))
-
-
-_ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() not in _ENDED
-    except psutil.NoSuchProcess:
-        return False
-
-
 class _Watch:
     """Samples a group and decides when it must end."""
 
-    def __init__(self, group: _Group, limits: Limits) -> None:
+    def __init__(self, group: Group, limits: Limits, suspension: _Suspension) -> None:
         self._group = group
         self._limits = limits
+        self._suspension = suspension
         self._meter = Meter(limits.interval)
         self._pressure = Pressure()
         self._swap_before = swap_used_nbytes()
@@ -325,7 +271,7 @@ class _Watch:
             if self._group.child_ended() and self._reason is None:
                 self._left = len(alive)
                 return
-            memory = self._sample(alive)
+            memory = self._sample(process.pid for process in alive)
             if self._reason is None:
                 self._reason = self._breach()
                 if self._reason:
@@ -337,13 +283,23 @@ class _Watch:
                 self._killed = True
                 return
             between()
+            if self._suspension.asked:
+                self._suspend()
             time.sleep(max(self._last + self._limits.interval - time.monotonic(), 0))
 
-    def _sample(self, alive: Sequence[psutil.Process]) -> int:
+    def _suspend(self) -> None:
+        """Stop the group, then this process; once that is continued, continue the group."""
+        self._suspension.asked = False
+        self._group.send(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._group.send(signal.SIGCONT)
+        self._last = time.monotonic()
+
+    def _sample(self, pids: Iterable[int]) -> int:
         now = time.monotonic()
         self._gap, self._last = max(self._gap, now - self._last), now
         self._samples += 1
-        memory = self._meter.nbytes(process.pid for process in alive)
+        memory = self._meter.nbytes(pids)
         growth = swap_used_nbytes() - self._swap_before
         pressure = self._pressure.sample()
         self._peak = max(self._peak, memory)
@@ -378,6 +334,6 @@ class _Watch:
             longest_gap=self._gap,
             seconds=time.monotonic() - self._begun,
             measure=self._meter.measure,
-            unmeasured=() if self._pressure_peak is not None else ("the system's memory pressure",),
+            unmeasured=self._pressure.unmeasured,
             errors=errors,
         )

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from hubtool.errors import HubtoolError, SourceError
-from hubtool.journal import STATE_DIR, write_beside
-from hubtool.measure import measure
+from hubtool.measure import measure, read_packings
 from hubtool.record import FileRecord, Record, files_digest, is_derived
-from hubtool.source import CONFIG_FILE, HASH_BLOCK_NBYTES, parse_json
+from hubtool.source import CONFIG_FILE, HASH_BLOCK_NBYTES
 from hubtool.tensors import StoredTensor, read_header
 from hubtool.units import format_count
 from hubtool.validate.finding import Finding
-
-STAMPS_FILE = "integrity.json"
+from hubtool.validate.stamps import compare_stamps, forget, remember, take_stamps
 
 EXPONENTS: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "BF16": (np.uint16, 0x7F80),
@@ -60,6 +57,7 @@ def check_integrity(folder: Path, record: Record, progress: Callable[[int, str],
     """
     problems: list[str] = []
     hashes: dict[str, str] = {}
+    before = take_stamps(folder)
     modes = _scale_modes(folder, problems)
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -69,28 +67,33 @@ def check_integrity(folder: Path, record: Record, progress: Callable[[int, str],
         except SourceError as error:
             problems.append(str(error))
     files: tuple[FileRecord, ...] = ()
+    figures: dict[str, int | float | str] = {}
     try:
         measurement = measure(folder, record, hashes)
         problems.extend(measurement.disagreements)
         files = tuple(file for file in measurement.files if not is_derived(file.name))
+        figures = {"tensors": measurement.facts.tensors, "files": len(files)}
     except HubtoolError as error:
         problems.append(str(error))
+    problems += [f"{name}: touched while it was read" for name in compare_stamps(before, take_stamps(folder))]
     problems = list(dict.fromkeys(problems))
     subject = files_digest({file.name: file.sha256 for file in files})
-    if not problems:
-        _remember(folder, record)
-    return Integrity(Finding("failed" if problems else "passed", _detail(record, problems), _figures(record)), subject)
+    if problems:
+        forget(folder)
+    else:
+        remember(folder, record, before)
+    return Integrity(Finding("failed" if problems else "passed", _detail(record, problems), figures), subject)
 
 
 def _scale_modes(folder: Path, problems: list[str]) -> Mapping[str, str]:
     """Quantization mode of each module that config.json lists."""
     try:
-        config = parse_json((folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
-    except (OSError, SourceError) as error:
-        problems.append(f"{CONFIG_FILE}: {error if isinstance(error, SourceError) else 'cannot be read'}")
+        raw = (folder / CONFIG_FILE).read_bytes()
+    except OSError:
+        problems.append(f"{CONFIG_FILE}: cannot be read")
         return {}
-    quantization = (config.get("quantization") if isinstance(config, dict) else None) or {}
-    return {module: entry.get("mode", "affine") for module, entry in quantization.items() if isinstance(entry, dict)}
+    packings = read_packings(raw, problems)
+    return {module: packing.mode for module, packing in packings.modules.items() if packing}
 
 
 class _Reading:
@@ -163,42 +166,3 @@ def _detail(record: Record, problems: list[str]) -> str:
         worst = max(errors, key=lambda name: errors[name])
         text += f"; the relative squared error of the weights is at most {errors[worst]:.3g}, in {worst}"
     return text
-
-
-def _figures(record: Record) -> dict[str, int | float | str]:
-    return {"tensors": record.measured.tensors, "files": len(record.files)}
-
-
-class _Stamp(msgspec.Struct, frozen=True):
-    """What changes with a file's bytes, at no cost, and the hash that they had."""
-
-    nbytes: int
-    modified_ns: int
-    inode: int
-    sha256: str
-
-
-def _stamp(path: Path, sha256: str) -> _Stamp:
-    status = path.stat()
-    return _Stamp(status.st_size, status.st_mtime_ns, status.st_ino, sha256)
-
-
-def _remember(folder: Path, record: Record) -> None:
-    stamps = {file.name: _stamp(folder / file.name, file.sha256) for file in record.files}
-    (folder / STATE_DIR).mkdir(exist_ok=True)
-    write_beside(folder / STATE_DIR / STAMPS_FILE, msgspec.json.encode(stamps))
-
-
-def is_unchanged(folder: Path, record: Record) -> bool:
-    """Whether the folder passed before, and no file of the record was touched since."""
-    path = folder / STATE_DIR / STAMPS_FILE
-    if not path.is_file():
-        return False
-    try:
-        known = msgspec.json.decode(path.read_bytes(), type=dict[str, _Stamp])
-    except msgspec.DecodeError:
-        return False
-    present = {file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")}
-    if {name for name in present if not is_derived(name)} != record.hashes().keys():
-        return False
-    return known == {file.name: _stamp(folder / file.name, file.sha256) for file in record.files}

@@ -14,14 +14,15 @@ from hubtool.source import CONFIG_FILE, parse_json
 from hubtool.units import GB
 from hubtool.validate.child import LIBRARIES, trusts
 from hubtool.validate.events import RUNGS, Event, Rung, Task, Token
-from hubtool.validate.finding import Finding
+from hubtool.validate.finding import Finding, without_paths
 from hubtool.validate.guard import Limits
-from hubtool.validate.integrity import check_integrity, is_unchanged
+from hubtool.validate.integrity import check_integrity
 from hubtool.validate.load import check_load
 from hubtool.validate.machine import this_machine, versions
 from hubtool.validate.memory import capacity
 from hubtool.validate.needs import Needs, needs_of_folder
 from hubtool.validate.smoke import check_resident, check_streamed, compare_tokens, refuse
+from hubtool.validate.stamps import describe_touched, find_touched, is_unchanged
 
 Advance = Callable[[int, str], None]
 Stage = Callable[[str, int], AbstractContextManager[Advance]]
@@ -63,8 +64,19 @@ class Request:
         if self.tokens != DEFAULT_TOKENS:
             words.append(f"--tokens {self.tokens}")
         words.append(f"--memory-limit {self.limits.memory_nbytes / GB:.6g}GB")
+        words += self._limit_options()
         words += [f"--{name}" for name in ("force", "trust_remote_code") if getattr(self, name)]
         return " ".join(words).replace("_", "-")
+
+    def _limit_options(self) -> Iterator[str]:
+        """The guard's other thresholds, where they are not the defaults."""
+        limits, usual = self.limits, Limits(0)
+        if limits.swap_growth_nbytes != usual.swap_growth_nbytes:
+            yield f"--max-swap-growth {limits.swap_growth_nbytes / GB:.6g}GB"
+        if limits.pressure != usual.pressure:
+            yield f"--max-pressure {limits.pressure:g}"
+        if limits.grace != usual.grace:
+            yield f"--grace {limits.grace:g}"
 
 
 _OPTIONS: dict[Rung, str] = {"integrity": "integrity", "load": "load", "smoke": "smoke", "smoke-streamed": "streamed"}
@@ -139,7 +151,17 @@ class _Climb:
         started, begun = _now(), time.monotonic()
         with self._stage(rung, 0) as advance:
             finding = self._find(rung, lambda event: _show(event, advance))
+        if finding.outcome in ("passed", "failed"):
+            finding = self._unless_touched(finding)
         return self._make(rung, finding, started, time.monotonic() - begun, LIBRARIES)
+
+    def _unless_touched(self, finding: Finding) -> Finding:
+        """The finding, if the files are still those that it names: a rung can take hours."""
+        touched = find_touched(self._folder, self._record)
+        if touched == ():
+            return finding
+        what = describe_touched(touched or ["a file"])
+        return Finding("not_run", f"{what} while it ran, which therefore says nothing of the files of the record")
 
     def not_run(self, rungs: Sequence[Rung], reason: str) -> Iterator[Evidence]:
         """Evidence that rungs were not run, and why."""
@@ -152,21 +174,25 @@ class _Climb:
         if not (request.trust_remote_code or trusts(self._folder, self._config)):
             return Finding("refused_preflight", f"{self._config['model_file']} is not hubtool's own model code")
         folder = str(self._folder.resolve())
-        if rung == "load":
-            return check_load(folder, request.limits, trust_remote_code=True)
-        task = Task(rung, folder, request.tokens, trust_remote_code=True)
+        task = Task(rung, folder, 0 if rung == "load" else request.tokens, trust_remote_code=True)
         if not request.force and (refusal := refuse(task, self._needs, request.limits)):
             return refusal
-        if rung == "smoke":
-            return check_resident(task, request.limits, on_event)
-        finding = check_streamed(task, request.limits, on_event)
-        return compare_tokens(finding, self._resident_digest()) if finding.outcome == "passed" else finding
+        if rung == "load":
+            return check_load(task, request.limits)
+        check, other = _GENERATIONS[rung]
+        finding = check(task, request.limits, on_event)
+        if finding.outcome != "passed":
+            return finding
+        digest = self._digest_of(other)
+        if rung == "smoke" and digest is None:
+            return finding  # it stands by itself: a streamed run is what needs one to be held against
+        return compare_tokens(finding, _HOW[other], digest)
 
-    def _resident_digest(self) -> str | None:
-        """What the tokens of a resident run were, by the same libraries on this machine and as many."""
+    def _digest_of(self, rung: Rung) -> str | None:
+        """What the tokens of a generation were, by the same libraries on this machine and as many."""
         for evidence in reversed(self._evidence):
             if (
-                (evidence.check, evidence.outcome, evidence.kind) == ("smoke", "passed", "measured")
+                (evidence.check, evidence.outcome, evidence.kind) == (rung, "passed", "measured")
                 and (evidence.subject, evidence.machine) == (self._subject, self._machine)
                 and evidence.versions == versions(LIBRARIES)
                 and evidence.figures.get("tokens") == self._request.tokens
@@ -178,7 +204,7 @@ class _Climb:
         evidence = Evidence(
             check=rung,
             outcome=finding.outcome,
-            detail=finding.detail,
+            detail=without_paths(finding.detail, str(self._folder)),
             figures=finding.figures,
             machine=self._machine,
             versions=versions(libraries),
@@ -189,6 +215,15 @@ class _Climb:
         )
         self._evidence.append(evidence)
         return evidence
+
+
+_GENERATIONS: dict[Rung, tuple[Callable[[Task, Limits, Callable[[Event], None]], Finding], Rung]] = {
+    "smoke": (check_resident, "smoke-streamed"),
+    "smoke-streamed": (check_streamed, "smoke"),
+}
+"""How a model generates, and in what other way, whose tokens must be the same."""
+
+_HOW: dict[Rung, str] = {"smoke": "resident", "smoke-streamed": "streamed"}
 
 
 def _now() -> str:

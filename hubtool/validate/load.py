@@ -7,9 +7,8 @@ from hubtool.validate.finding import Finding
 from hubtool.validate.guard import Limits
 
 
-def check_load(folder: str, limits: Limits, *, trust_remote_code: bool) -> Finding:
+def check_load(task: Task, limits: Limits) -> Finding:
     """Whether every parameter of the model has its tensor, and every tensor its parameter, at its shape."""
-    task = Task("load", folder, trust_remote_code=trust_remote_code)
     ran = run_task(task, limits)
     if (finding := judge(ran, task)) is not None:
         return finding

@@ -1,5 +1,6 @@
 """What the system charges processes for memory, and how hard pressed the system itself is. Only read, never changed."""
 
+import contextlib
 import ctypes
 import ctypes.util
 import errno
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+
+from hubtool.validate import cgroup
 
 Measure = Literal["pss", "rss", "phys_footprint"]
 
@@ -29,9 +32,6 @@ LIBPROC = "/usr/lib/libproc.dylib"
 RUSAGE_INFO_V0_NBYTES = 96
 PHYS_FOOTPRINT_OFFSET = 72
 """`struct rusage_info_v0` of <sys/resource.h>: 16 bytes of UUID, then ten 64-bit numbers; the eighth is this one."""
-
-NO_LIMIT = 1 << 60
-"""cgroup v1 writes a number near 2^63 where there is no limit."""
 
 
 class Meter:
@@ -74,18 +74,33 @@ class Meter:
 
 def _proportional(pid: int) -> int:
     try:
-        return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), ("Pss:", "SwapPss:"))
+        return _of_process(pid, "smaps_rollup", ("Pss:", "SwapPss:"))
     except PermissionError:
         return _resident(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 def _resident(pid: int) -> int:
+    return _of_process(pid, "status", ("VmRSS:", "VmSwap:"))
+
+
+def _of_process(pid: int, name: str, keys: tuple[str, ...]) -> int:
+    """Bytes by a file in /proc, 0 for a process that has ended.
+
+    If only its main thread has ended, its memory is read by another of its threads.
+    """
+    for thread in (pid, *(each for each in thread_ids(pid) if each != pid)):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if nbytes := _kilobytes(Path(f"/proc/{pid}/task/{thread}/{name}"), keys):
+                return nbytes
+    return 0
+
+
+def thread_ids(pid: int) -> list[int]:
+    """The threads of a process of Linux; none if it is gone, or on another system."""
     try:
-        return _kilobytes(Path(f"/proc/{pid}/status"), ("VmRSS:", "VmSwap:"))
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return []
 
 
 def _kilobytes(path: Path, keys: tuple[str, ...]) -> int:
@@ -119,33 +134,64 @@ def swap_used_nbytes() -> int:
 class Pressure:
     """How hard pressed for memory the system is, from 0 to 1, or None where the system does not tell.
 
-    Linux: the share of the last second in which every task that had work waited for memory (`full` of
-    /proc/pressure/memory, https://docs.kernel.org/accounting/psi.html). macOS: `kern.memorystatus_vm_pressure_level`,
-    0 for normal, 0.5 for warning, 1 for critical.
+    Linux: the share of the last second in which every task that had work waited for memory (`full`,
+    https://docs.kernel.org/accounting/psi.html), in the whole system or in this process's own control group, whichever
+    is more: a group with a limit of its own can thrash while the system is at rest. macOS:
+    `kern.memorystatus_vm_pressure_level`, 0 for normal, 0.5 for warning, 1 for critical.
     """
 
     def __init__(self) -> None:
-        self._stalls: deque[tuple[float, float]] = deque()
+        files: dict[str, Path | None] = {"the system's memory pressure": SYSTEM_PRESSURE}
+        own = cgroup.pressure_file()
+        if own or cgroup.room() is not None:
+            files["the control group's own memory pressure"] = own
+        self._stalls = {name: _Stalls(path) for name, path in files.items()}
+        self._told: set[str] = set()
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """What was not told when it was asked for."""
+        return tuple(name for name in self._stalls if name not in self._told)
 
     def sample(self) -> float | None:
         """The pressure now; on Linux 0 until there is something to compare with."""
         if sys.platform == "darwin":
-            return {1: 0.0, 2: 0.5, 4: 1.0}.get(sysctl_number("kern.memorystatus_vm_pressure_level") or 0)
-        stalled = _stalled_seconds()
+            level = {1: 0.0, 2: 0.5, 4: 1.0}.get(sysctl_number("kern.memorystatus_vm_pressure_level") or 0)
+            self._told = set() if level is None else set(self._stalls)
+            return level
+        shares = {name: stalls.share() for name, stalls in self._stalls.items()}
+        told = {name: share for name, share in shares.items() if share is not None}
+        self._told |= told.keys()
+        return max(told.values(), default=None)
+
+
+SYSTEM_PRESSURE = Path("/proc/pressure/memory")
+
+
+class _Stalls:
+    """The time that was lost to memory by a file of Linux's pressure stall information."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def share(self) -> float | None:
+        """Of the last second; None if there is no such file."""
+        stalled = _stalled_seconds(self._path) if self._path else None
         if stalled is None:
             return None
         now = time.monotonic()
-        self._stalls.append((now, stalled))
-        while len(self._stalls) > 2 and now - self._stalls[1][0] >= PRESSURE_WINDOW:
-            self._stalls.popleft()
-        then, before = self._stalls[0]
+        self._seen.append((now, stalled))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= PRESSURE_WINDOW:
+            self._seen.popleft()
+        then, before = self._seen[0]
         return (stalled - before) / max(now - then, PRESSURE_WINDOW)
 
 
-def _stalled_seconds() -> float | None:
-    """Seconds since boot in which all tasks waited for memory."""
+def _stalled_seconds(path: Path) -> float | None:
+    """Seconds in which all tasks waited for memory."""
     try:
-        lines = Path("/proc/pressure/memory").read_text().splitlines()
+        lines = path.read_text().splitlines()
     except OSError:
         return None
     totals = [int(line.rpartition("total=")[2]) for line in lines if line.startswith("full")]
@@ -169,41 +215,9 @@ def capacity() -> Capacity:
     """The memory of this machine, or of the container that this process lives in."""
     memory = psutil.virtual_memory()
     total, available = int(memory.total), int(memory.available)
-    for limit, used in _cgroup_limits():
+    for limit, used in cgroup.limits():
         total, available = min(total, limit), min(available, max(limit - used, 0))
     return Capacity(total, available)
-
-
-def _cgroup_limits() -> Iterable[tuple[int, int]]:
-    """Limit and use in bytes of each control group that holds this process, of version 1 and 2."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, limit, used, cache_key = Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            root, limit, used = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache_key = "total_inactive_file"
-        else:
-            continue
-        group = root / path.lstrip("/")
-        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
-            yield from _cgroup_limit(folder, limit, used, cache_key)
-
-
-def _cgroup_limit(folder: Path, limit: str, used: str, cache_key: str) -> Iterable[tuple[int, int]]:
-    try:
-        text = (folder / limit).read_text().strip()
-        if text == "max" or int(text) >= NO_LIMIT:
-            return
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        # Files that were read and not used since are given up first: they do not count as used.
-        yield int(text), int((folder / used).read_text()) - int(stat.get(cache_key, 0))
-    except OSError:
-        return
 
 
 def sysctl_number(name: str) -> int | None:

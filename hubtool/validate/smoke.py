@@ -10,15 +10,18 @@ from hubtool.validate.events import Device, Done, Event, Task
 from hubtool.validate.finding import Finding
 from hubtool.validate.guard import Limits
 from hubtool.validate.memory import capacity
-from hubtool.validate.needs import Needs
+from hubtool.validate.needs import INTERPRETER_NBYTES, Needs
 
 OnEvent = Callable[[Event], None]
 
 
 def refuse(task: Task, needs: Needs, limits: Limits) -> Finding | None:
-    """Why a generation is not begun, or None if there is room for it."""
-    needed = needs.streamed_nbytes if task.what == "smoke-streamed" else needs.resident_nbytes
-    what = f"{format_size(needed)}" if task.what == "smoke-streamed" else needs.describe_resident()
+    """Why a rung is not begun, or None if there is room for it."""
+    needed, what = {
+        "load": (INTERPRETER_NBYTES, format_size(INTERPRETER_NBYTES)),
+        "smoke": (needs.resident_nbytes, needs.describe_resident()),
+        "smoke-streamed": (needs.streamed_nbytes, format_size(needs.streamed_nbytes)),
+    }[task.what]
     # A streamed run takes its memory a layer at a time and gives it back; Metal's recommendation is for what stays.
     metal = working_set() if task.what == "smoke" else None
     bounds = [
@@ -54,9 +57,16 @@ def check_resident(task: Task, limits: Limits, on_event: OnEvent) -> Finding:
 
 
 def check_streamed(task: Task, limits: Limits, on_event: OnEvent) -> Finding:
-    """As many tokens as asked for, with one layer's weights in memory at a time."""
+    """As many tokens as asked for, with one layer's weights in memory at a time, and never more than the limit."""
     ran = run_task(task, limits, on_event)
-    return judge(ran, task) or _passed(ran, "with one layer's weights in memory at a time")
+    if (finding := judge(ran, task)) is not None:
+        return finding
+    passed = _passed(ran, "with one layer's weights in memory at a time")
+    limit = ran.report.limits.memory_nbytes
+    if ran.peak_nbytes <= limit:
+        return passed
+    detail = f"its memory reached {format_size(ran.peak_nbytes)} at times, over the limit of {format_size(limit)}"
+    return replace(passed, outcome="failed", detail=detail)
 
 
 def _passed(ran: Ran, how: str, repeated: str = "") -> Finding:
@@ -65,8 +75,10 @@ def _passed(ran: Ran, how: str, repeated: str = "") -> Finding:
     detail = f"greedy generation {how}: all probabilities finite{repeated}"
     figures: dict[str, int | float | str] = {"tokens": len(done.tokens), "tokens_digest": tokens_digest(done.tokens)}
     pace = done.seconds_per_token
-    if done.read_nbytes is not None and done.read_nbytes_per_token is not None:
-        figures |= {"read_nbytes": done.read_nbytes, "read_per_token_nbytes": done.read_nbytes_per_token}
+    if done.read_nbytes is not None:
+        figures["read_nbytes"] = done.read_nbytes
+        if done.read_per_token_nbytes is not None:
+            figures["read_per_token_nbytes"] = done.read_per_token_nbytes
         if pace:
             figures["seconds_per_token"] = float(f"{pace:.4g}")
     elif pace:
@@ -74,10 +86,10 @@ def _passed(ran: Ran, how: str, repeated: str = "") -> Finding:
     return Finding("passed", detail, {**figures, **ran.figures()})
 
 
-def compare_tokens(streamed: Finding, resident_digest: str | None) -> Finding:
-    """A streamed run that passed, held against the tokens of a resident run on the same machine, if there is one."""
-    if resident_digest is None:
-        return replace(streamed, detail=f"{streamed.detail}; no resident run on this machine to compare with")
-    if streamed.figures["tokens_digest"] == resident_digest:
-        return replace(streamed, detail=f"{streamed.detail}, and the same tokens as the resident run")
-    return replace(streamed, outcome="failed", detail="the tokens are not those of the resident run")
+def compare_tokens(finding: Finding, other: str, digest: str | None) -> Finding:
+    """A generation that passed, held against the tokens of one of the `other` kind on this machine, if there is one."""
+    if digest is None:
+        return replace(finding, detail=f"{finding.detail}; no {other} run on this machine to compare with")
+    if finding.figures["tokens_digest"] == digest:
+        return replace(finding, detail=f"{finding.detail}, and the same tokens as the {other} run")
+    return replace(finding, outcome="failed", detail=f"the tokens are not those of the {other} run")

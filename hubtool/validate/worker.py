@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
-from hubtool.validate.events import PROMPT_TOKENS, Device, Done, Event, Failed, Loaded, Task, Token
+from hubtool.validate.events import PROMPT_TOKENS, Device, Done, Event, Failed, Loaded, Peak, Task, Token
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -48,9 +48,23 @@ def main() -> None:
     reporter = Reporter()
     sys.excepthook = reporter.explain
     task = msgspec.json.decode(sys.argv[1], type=Task)
-    _tell_device(reporter)
+    _tell_device(task, reporter)
     if task.what in _TASKS:
         _TASKS[task.what](task, reporter)
+    if (nbytes := high_water_nbytes()) is not None:
+        reporter.tell(Peak(nbytes))
+
+
+def high_water_nbytes() -> int | None:
+    """The most resident memory of this program, None where the system does not tell.
+
+    It is Linux's VmHWM: ru_maxrss is handed on from whoever started it.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def _end_with_stdin() -> None:
@@ -59,11 +73,14 @@ def _end_with_stdin() -> None:
     os._exit(1)
 
 
-def _tell_device(reporter: Reporter) -> None:
+def _tell_device(task: Task, reporter: Reporter) -> None:
     from hubtool.device import require_backend
 
     backend = require_backend()
     import mlx.core as mx
+
+    if task.what in _TASKS:
+        import mlx_lm  # noqa: F401  # its own failure must come before the device is told
 
     recommended = mx.device_info().get("max_recommended_working_set_size")
     reporter.tell(Device(backend, int(recommended) if recommended and backend == "metal" else None))
@@ -123,17 +140,19 @@ def _smoke_streamed(task: Task, reporter: Reporter) -> None:
     weights = Weights(LocalSource(Path(task.folder)), getattr(model, "sanitize", lambda arrays: arrays))
     stream(model, weights)
     reporter.tell(Loaded(parameters=0))
-    begun, tokens, times, read = time.monotonic(), [], [], []
-    for token, when in _generate(model, prompt, task.tokens, reporter, cache):
+    tokens: list[int] = []
+    times: list[float] = []
+    read: list[int] = []
+    for token in _generate_stepwise(model, prompt, task.tokens, reporter, cache):
         tokens.append(token)
-        times.append(when)
+        times.append(time.monotonic())
         read.append(weights.read_nbytes)
     reporter.tell(
         Done(
             tokens=tokens,
-            seconds_per_token=_pace(times) or times[0] - begun,
-            read_nbytes=weights.read_nbytes,
-            read_nbytes_per_token=(read[-1] - read[0]) // (len(read) - 1) if len(read) > 1 else read[0],
+            seconds_per_token=_pace(times),
+            read_nbytes=read[-1],
+            read_per_token_nbytes=(read[-1] - read[0]) // (len(read) - 1) if len(read) > 1 else None,
         )
     )
 
@@ -144,18 +163,41 @@ def _prompt(tokenizer: Any) -> "mx.array":
     return mx.array(tokenizer.encode(PROMPT)[:PROMPT_TOKENS])
 
 
-def _generate(
-    model: "Module", prompt: "mx.array", tokens: int, reporter: Reporter, cache: Any = None
-) -> Iterator[tuple[int, float]]:
-    """Greedy tokens and when they came; each step's probabilities are looked at."""
-    import mlx.core as mx
+def _generate(model: "Module", prompt: "mx.array", tokens: int, reporter: Reporter) -> Iterator[tuple[int, float]]:
+    """Greedy tokens of mlx-lm and when they came; each step's probabilities are looked at."""
     from mlx_lm.generate import generate_step
 
-    for number, (token, logprobs) in enumerate(generate_step(prompt, model, max_tokens=tokens, prompt_cache=cache)):
-        if not mx.isfinite(logprobs).all().item():
-            raise ArithmeticError(f"the probabilities of token {number + 1} are not finite")
-        reporter.tell(Token(number=number + 1, token=int(token)))
+    for number, (token, logprobs) in enumerate(generate_step(prompt, model, max_tokens=tokens), start=1):
+        _tell_token(number, int(token), logprobs, reporter)
         yield int(token), time.monotonic()
+
+
+def _generate_stepwise(
+    model: Any, prompt: "mx.array", tokens: int, reporter: Reporter, cache: list[Any]
+) -> Iterator[int]:
+    """Greedy tokens by the steps that mlx-lm takes, but none after the last: one can take minutes from a disk."""
+    import mlx.core as mx
+    import numpy as np
+
+    latest = prompt[-1:]
+    if len(prompt) > 1:
+        model(prompt[:-1][None], cache=cache)
+        mx.eval([each.state for each in cache])
+    for number in range(1, tokens + 1):
+        logits = model(latest[None], cache=cache)[:, -1, :]
+        logprobs = logits - mx.logsumexp(logits, keepdims=True)  # rounded as mlx-lm does: ties decide tokens
+        latest = mx.argmax(logprobs, axis=-1)
+        (token,) = np.array(latest).tolist()
+        _tell_token(number, token, logprobs, reporter)
+        yield token
+
+
+def _tell_token(number: int, token: int, logprobs: "mx.array", reporter: Reporter) -> None:
+    import mlx.core as mx
+
+    if not mx.isfinite(logprobs).all().item():
+        raise ArithmeticError(f"the probabilities of token {number} are not finite")
+    reporter.tell(Token(number=number, token=token))
 
 
 _TASKS = {"load": _load, "smoke": _smoke, "smoke-streamed": _smoke_streamed}

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -21,7 +22,8 @@ from hubtool.record import (
 )
 from hubtool.recording import encodings, plan_record
 from hubtool.source import LocalSource
-from hubtool.units import GIB
+from hubtool.units import GB, GIB
+from hubtool.validate.guard import GuardReport, Limits, Reason
 
 REPO = "Thump604/DeepSeek-V4-Flash-MLX-Q3-mixed-gs128-affine"
 BASE = "deepseek-ai/DeepSeek-V4-Flash"
@@ -183,12 +185,40 @@ REFUSED = evidence(
     machine=STUDIO,
     figures={"limit_nbytes": 103_079_215_104},
 )
-ABORTED = evidence(
-    "smoke",
-    "aborted_by_guard",
-    "past the limit in two samples",
-    machine=STUDIO,
-    figures={"limit_nbytes": 103_079_215_104, "peak_nbytes": 104_200_000_000, "swap_growth_nbytes": 2_147_483_648},
+
+
+def aborted(reason: Reason, limits: Limits, **seen: Any) -> Evidence:
+    """Evidence of a generation that the guard stopped, as the guard words it."""
+    report = GuardReport(
+        returncode=-15,
+        reason=reason,
+        limits=limits,
+        killed=False,
+        left=0,
+        samples=4800,
+        longest_gap=0.03,
+        seconds=120.0,
+        measure="phys_footprint",
+        unmeasured=(),
+        errors="",
+        **seen,
+    )
+    figures = {"tokens": 0, **report.figures()}
+    return evidence("smoke", "aborted_by_guard", report.explanation(), machine=STUDIO, figures=figures)
+
+
+ABORTED = aborted(
+    "memory",
+    Limits(96 * GIB, swap_growth_nbytes=4 * GB),
+    peak_nbytes=104_200_000_000,
+    swap_growth_nbytes=2_147_483_648,
+    pressure=0.5,
+)
+ABORTED_BY_SWAP = aborted(
+    "swap", Limits(96 * GIB), peak_nbytes=94_300_000_000, swap_growth_nbytes=1_181_116_006, pressure=0.5
+)
+ABORTED_BY_PRESSURE = aborted(
+    "pressure", Limits(96 * GIB), peak_nbytes=94_300_000_000, swap_growth_nbytes=536_870_912, pressure=1.0
 )
 FAILED = evidence("smoke", "failed", "the logits of token 3 are not finite")
 NOT_RUN = evidence("smoke", "not_run", "this machine has no MLX backend", machine=SERVER)
@@ -201,6 +231,8 @@ OUTCOMES = {
     "streamed": (INTEGRITY, LOAD, REFUSED, STREAMED),
     "refused": (INTEGRITY, LOAD, REFUSED),
     "aborted": (INTEGRITY, LOAD, ABORTED),
+    "aborted_by_swap": (INTEGRITY, LOAD, ABORTED_BY_SWAP),
+    "aborted_by_pressure": (INTEGRITY, LOAD, ABORTED_BY_PRESSURE),
     "failed": (INTEGRITY, LOAD, FAILED),
     "not_run": (INTEGRITY, LOAD, NOT_RUN),
     "elsewhere": (INTEGRITY, LOAD, RESIDENT, ABORTED),

@@ -11,7 +11,7 @@ from hubtool.card import render_card
 from hubtool.card.view import PICTURES
 from hubtool.errors import UsageError
 from hubtool.record import CacheRecord, Record, SiblingRecord
-from tests.card.records import BASE, COMMIT, OUTCOMES, REPO, SEED_EVIDENCE, SEED_NOTES, TOOLING, with_evidence
+from tests.card.records import BASE, COMMIT, OUTCOMES, REPO, SEED_EVIDENCE, SEED_NOTES, TOOLING, evidence, with_evidence
 from tests.fixtures import Conversions
 
 SEED_FACTS = (
@@ -91,6 +91,36 @@ def test_evidence_about_other_files_is_not_on_the_card(flash: Record) -> None:
     changed = msgspec.structs.replace(record, files=(msgspec.structs.replace(first, sha256="0" * 64), *rest))
     assert "converted, load-validated and generation-qualified" in render_card(record)
     assert "converted, not generation-qualified" in render_card(changed)
+
+
+def test_files_that_were_found_changed_have_no_evidence_but_that(flash: Record) -> None:
+    qualified = with_evidence(flash, *OUTCOMES["qualified"])
+    shard = flash.files[-1]
+    detail = f"{shard.name}: sha256 {'c' * 64}, hubtool.json says {shard.sha256}"
+    look = evidence("integrity", "failed", detail, figures={"tensors": 2610, "files": 33}, subject="c" * 64)
+    card = render_card(msgspec.structs.replace(qualified, evidence=(*qualified.evidence, look)))
+    assert f"{section(card, '# ')}\n{section(card, '## Validation')}" == external_file(
+        "golden/changed.md", format=".txt"
+    )
+    again = msgspec.structs.replace(look, outcome="passed", subject=flash.subject)
+    restored = msgspec.structs.replace(qualified, evidence=(*qualified.evidence, look, again))
+    assert "converted, load-validated and generation-qualified" in render_card(restored)
+
+
+def test_a_failed_integrity_of_the_same_bytes_takes_the_claims_back(flash: Record) -> None:
+    look = evidence("integrity", "failed", "model.norm.weight: 1 of 4,096 values not finite")
+    card = render_card(with_evidence(flash, *OUTCOMES["qualified"], look))
+    assert "Treat this artifact as converted, not generation-qualified." in card
+    assert "nothing is claimed of them: model.norm.weight: 1 of 4,096 values not finite." in card
+    assert "| Integrity | failed |" in card
+
+
+@pytest.mark.parametrize("outcome", ["refused_preflight", "aborted_by_guard", "not_run"])
+def test_what_is_no_verdict_takes_none_back(flash: Record, outcome: str) -> None:
+    (*_, passed) = OUTCOMES["qualified"]
+    later = msgspec.structs.replace(passed, outcome=outcome, detail="no room")
+    assert "generation-qualified on 512 GB" in render_card(with_evidence(flash, passed, later))
+    assert "not generation-qualified" in render_card(with_evidence(flash, later))
 
 
 def test_later_evidence_of_one_machine_replaces_earlier(flash: Record) -> None:

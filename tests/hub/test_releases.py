@@ -118,6 +118,19 @@ def test_variants_name_each_other_and_are_collected(
     }
 
 
+def test_a_rung_that_was_only_stated_to_pass_is_climbed(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    path = write_release(tmp_path / "one", sample("mini"))
+    folder = path.parent / "work" / "V4-native"
+    assert hubtool("convert", sample("mini"), "--recipe", "native", "--out", folder).code == 0
+    stated = ("--check", "integrity", "--outcome", "passed", "--detail", "looks fine")
+    assert hubtool("evidence", "add", folder, *stated).code == 0
+    assert hubtool("publish", path).code == 0
+    record = json.loads((folder / "hubtool.json").read_bytes())
+    assert [each["kind"] for each in record["evidence"]] == ["stated", "measured"]
+
+
 def test_withdrawn_repo_says_so_and_keeps_everything(
     endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
 ) -> None:

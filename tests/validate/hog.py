@@ -1,8 +1,10 @@
 """A program that takes memory, as a child for the guard: `hog.py PIDS MODE...`; each process adds its pid to PIDS."""
 
+import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -27,6 +29,13 @@ def main(pids: Path, modes: list[str]) -> None:
         sys.exit(0)
     with pids.open("a") as file:
         file.write(f"{os.getpid()}\n")
+    if "leave-main-thread" in modes:
+        threading.Thread(target=grow).start()
+        ctypes.CDLL(None).pthread_exit(None)
+    grow()
+
+
+def grow() -> None:
     held = []
     while True:
         held.append(bytearray(os.urandom(1) * STEP))

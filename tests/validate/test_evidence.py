@@ -22,7 +22,7 @@ MACHINE = ("--model", "Mac Studio", "--chip", "Apple M2 Ultra", "--memory", "128
 def test_what_a_publisher_states_is_recorded_and_shown_as_stated(folder: Path, hubtool: CommandLine) -> None:
     done = hubtool(
         *("evidence", "add", folder, *ABORTED, *MACHINE),
-        *("--figure", "peak_nbytes=126000000000", "--figure", "tokens_per_second=4.65", "--version", "mlx-lm=0.32.2"),
+        *("--figure", "peak_nbytes=126GB", "--figure", "tokens_per_second=4.65", "--version", "mlx-lm=0.32.2"),
         *("--command", "mlx_lm.generate --max-tokens 1", "--started", "2026-05-01T10:00:00+02:00", "--seconds", "90"),
     )
     assert done.code == 0, done.stderr
@@ -41,6 +41,11 @@ def test_what_a_publisher_states_is_recorded_and_shown_as_stated(folder: Path, h
     assert "stated by the publisher" in card
     assert "began to swap" in card
     assert "not generation-qualified" in card
+
+
+def test_a_command_may_name_a_repo(folder: Path, hubtool: CommandLine) -> None:
+    command = "mlx_lm.generate --model=someone/V4 --draft hub:other/V4@main"
+    assert hubtool("evidence", "add", folder, *ABORTED, "--command", command).code == 0
 
 
 def test_evidence_is_added_to_what_is_there(folder: Path, hubtool: CommandLine) -> None:
@@ -76,9 +81,17 @@ def test_the_publishers_prose_survives_new_evidence(folder: Path, hubtool: Comma
         (["--detail", "see /Users/someone/log.txt"], "/Users/someone/log.txt"),
         (["--detail", "see ~/log.txt"], "~/log.txt"),
         (["--command", "mlx_lm.generate --model /models/v4"], "--command"),
+        (["--command", "mlx_lm.generate --model=/models/alice/v4"], "--command"),
+        (["--command", "mlx_lm.generate --model Models/alice/v4"], "--command"),
         (["--figure", "log=/tmp/log"], "/tmp/log"),
         (["--figure", "peak"], "--figure"),
+        (["--figure", "peak_nbytes=much"], "--figure peak_nbytes"),
+        (["--figure", "tokens_per_second=nan"], "--figure tokens_per_second"),
+        (["--figure", f"tokens={10**30}"], "--figure tokens"),
+        (["--seconds", "nan"], "--seconds"),
+        (["--seconds", "inf"], "--seconds"),
         (["--started", "yesterday"], "--started"),
+        (["--started", "0001-01-01T00:00:00+14:00"], "--started"),
     ],
 )
 def test_statements_with_paths_or_nonsense_are_refused(

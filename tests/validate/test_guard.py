@@ -1,15 +1,19 @@
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from hubtool.units import MB
+from hubtool.validate import cgroup
+from hubtool.validate.group import Group
 from hubtool.validate.guard import GuardReport, Limits, run_guarded
 from hubtool.validate.memory import Meter, Pressure, capacity
 
@@ -64,6 +68,74 @@ def test_guard_finds_a_process_that_left_the_session_and_lost_its_parent(hog: Ho
     report = hog("leave-session")
     assert report.reason == "memory"
     assert report.peak_nbytes > LIMIT
+
+
+def test_guard_sees_a_process_whose_main_thread_has_ended(hog: Hog) -> None:
+    if sys.platform != "linux":
+        pytest.skip("elsewhere a process without its main thread is seen as any other")
+    report = hog("leave-main-thread")
+    assert (report.reason, report.left) == ("memory", 0)
+    assert LIMIT < report.peak_nbytes < 1.5 * LIMIT
+
+
+def test_guard_that_is_suspended_suspends_its_child(tmp_path: Path) -> None:
+    code = (
+        "import sys; from hubtool.validate.guard import *\n"
+        "report = run_guarded([sys.executable, *sys.argv[1:]], Limits(10**9))"
+    )
+    pids = tmp_path / "pids"
+    command = [sys.executable, "-c", code, str(HOG), str(pids)]
+    guard = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": _root()})
+    try:
+        _wait_until(lambda: pids.is_file() and pids.read_text().strip() != "")
+        both = [psutil.Process(guard.pid), psutil.Process(int(pids.read_text()))]
+        guard.send_signal(signal.SIGTSTP)
+        _wait_until(lambda: all(each.status() == psutil.STATUS_STOPPED for each in both))
+        guard.send_signal(signal.SIGCONT)
+        _wait_until(lambda: all(each.status() != psutil.STATUS_STOPPED for each in both))
+    finally:
+        guard.send_signal(signal.SIGCONT)
+        guard.terminate()
+        guard.wait()
+
+
+def test_guard_keeps_a_child_within_its_control_group(tmp_path: Path) -> None:
+    with _control_group(400 * MB) as enter:
+        code = (
+            "import sys; from hubtool.validate.guard import *\n"
+            "report = run_guarded([sys.executable, *sys.argv[1:]], Limits(10**12))\n"
+            "print(report.reason, report.limits.memory_nbytes, report.figures().get('unmeasured'))"
+        )
+        command = [*enter, sys.executable, "-c", code, str(HOG), str(tmp_path / "pids")]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": _root()}, capture_output=True, text=True)
+    reason, limit, unmeasured = done.stdout.strip().split(" ", 2)
+    assert (reason, unmeasured) == ("memory", "the control group's own memory pressure")
+    assert 200 * MB < int(limit) < 360 * MB
+
+
+def test_the_pressure_of_the_own_control_group_counts() -> None:
+    group = cgroup.V2_ROOTS[1] / f"hubtool-{os.getpid()}"
+    with _made(group):
+        code = "from hubtool.validate import cgroup; print(cgroup.pressure_file())"
+        enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", sys.executable, "-c", code]
+        done = subprocess.run(enter, env=os.environ | {"PYTHONPATH": _root()}, capture_output=True, text=True)
+    assert done.stdout.strip() == str(group / "memory.pressure")
+
+
+def test_guard_finds_a_child_of_a_process_that_left_without_looking_at_every_process(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("children are listed in Linux's /proc")
+    code = (
+        "import subprocess, sys\n"
+        "print(subprocess.Popen(['sleep', '9'], start_new_session=True).pid, flush=True); sys.stdin.read()"
+    )
+    group = Group()
+    with tempfile.TemporaryFile() as errors, group.start([sys.executable, "-c", code], errors, None) as child:
+        assert child.stdout is not None
+        pid = int(child.stdout.readline())
+        assert {each.pid for each in group.alive()} == {child.pid, pid}
+        group.kill()
+        assert group.alive(sweep=True) == []
 
 
 def test_guard_ends_what_a_child_leaves_behind(hog: Hog) -> None:
@@ -173,6 +245,31 @@ def test_a_process_that_has_ended_takes_no_memory() -> None:
 def test_capacity_is_what_can_be_had_of_the_machine() -> None:
     found = capacity()
     assert 0 < found.available_nbytes <= found.total_nbytes <= psutil.virtual_memory().total
+
+
+@contextlib.contextmanager
+def _made(group: Path) -> Iterator[None]:
+    """A control group for as long as it lasts; skips the test where none can be made."""
+    if not group.parent.is_dir():
+        pytest.skip("this system has no such control groups")
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no control group can be made here")
+    try:
+        yield
+    finally:
+        _wait_until(lambda: (group / "cgroup.procs").read_text() == "")
+        group.rmdir()
+
+
+@contextlib.contextmanager
+def _control_group(limit: int) -> Iterator[list[str]]:
+    """A command that runs another in a control group with this limit."""
+    group = cgroup.V1_ROOT / f"hubtool-{os.getpid()}"
+    with _made(group):
+        (group / "memory.limit_in_bytes").write_text(str(limit))
+        yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"]
 
 
 def _root() -> str:

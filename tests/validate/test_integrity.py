@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +7,8 @@ import msgspec
 import pytest
 
 from hubtool.record import WeightErrorRecord, read_record
-from hubtool.validate.integrity import Integrity, check_integrity, is_unchanged
+from hubtool.validate.integrity import Integrity, check_integrity
+from hubtool.validate.stamps import find_touched, is_unchanged
 from tests.checkpoints import (
     INDEX_FILE,
     Tensor,
@@ -45,6 +47,27 @@ def test_an_intact_folder_passes_and_is_known_until_a_file_is_touched(folder: Pa
     assert integrity.finding.figures == {"tensors": record.measured.tensors, "files": len(record.files)}
     assert is_unchanged(folder, record)
     (folder / SHARD).write_bytes((folder / SHARD).read_bytes())
+    assert not is_unchanged(folder, record)
+
+
+def test_times_that_are_set_back_hide_no_change(folder: Path) -> None:
+    record = read_record(folder)
+    assert record is not None
+    check(folder)
+    before = (folder / SHARD).stat()
+    with (folder / SHARD).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    os.utime(folder / SHARD, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not is_unchanged(folder, record)
+    assert find_touched(folder, record) == (SHARD,)
+
+
+def test_a_file_that_changes_while_it_is_read_does_not_pass(folder: Path) -> None:
+    record = read_record(folder)
+    assert record is not None
+    finding = check_integrity(folder, record, lambda nbytes, label: os.utime(folder / SHARD)).finding
+    assert (finding.outcome, finding.detail) == ("failed", f"{SHARD}: touched while it was read")
     assert not is_unchanged(folder, record)
 
 
@@ -127,9 +150,52 @@ def break_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+def change_quantization(value: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        both = {"quantization": value, "quantization_config": value}
+        edit_json(folder / "config.json", lambda config: config.update(both))
+
+    return change
+
+
+def change_entry(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        module = SCALES.removesuffix(".scales")
+        edit_json(folder / "config.json", lambda config: config["quantization"][module].update(values))
+
+    return change
+
+
+def make_config_a_list(folder: Path) -> None:
+    (folder / "config.json").write_text("[1]")
+
+
+def change_metadata(folder: Path) -> None:
+    edit_json(folder / INDEX_FILE, lambda index: index.update(metadata=5))
+
+
+def make_the_index_a_list(folder: Path) -> None:
+    (folder / INDEX_FILE).write_text("[]")
+
+
+def empty_the_shard(folder: Path) -> None:
+    write_shard(folder / SHARD, {})
+
+
 @pytest.mark.parametrize(
     ("corrupt", "named"),
     [
+        (change_entry(bits="6"), [SCALES.removesuffix(".scales"), "Expected `int`, got `str` - at `$.bits`"]),
+        (change_entry(group_size="64"), [SCALES.removesuffix(".scales"), "at `$.group_size`"]),
+        (change_entry(bits=[3]), [SCALES.removesuffix(".scales"), "got `array` - at `$.bits`"]),
+        (change_entry(bits=0), ["`int` >= 1 - at `$.bits`"]),
+        (change_entry(mode=["affine"]), ["at `$.mode`"]),
+        (change_quantization([1]), ["config.json: quantization: found list, expected an object"]),
+        (change_quantization("3 bits"), ["config.json: quantization: found str, expected an object"]),
+        (make_config_a_list, ["config.json: found list, expected an object"]),
+        (change_metadata, ["metadata is 5, expected an object"]),
+        (make_the_index_a_list, ["not a safetensors index", f"{INDEX_FILE}: sha256"]),
+        (empty_the_shard, [SHARD, "no tensors"]),
         (change_a_byte, [SHARD, "sha256"]),
         (swap_two_of_a_shape, [SHARD, "sha256"]),
         (swap_two_of_different_shapes, [SCALES, "shape"]),
@@ -155,6 +221,15 @@ def test_a_corruption_is_caught_and_named(folder: Path, corrupt: Callable[[Path]
         assert each in integrity.finding.detail
     assert integrity.subject != record.subject
     assert not is_unchanged(folder, record)
+
+
+def test_the_figures_of_a_failed_integrity_are_those_that_were_found(folder: Path) -> None:
+    record = read_record(folder)
+    assert record is not None
+    drop_a_tensor(folder)
+    add_a_file(folder)
+    figures = {"tensors": record.measured.tensors - 1, "files": len(record.files) + 1}
+    assert check(folder).finding.figures == figures
 
 
 def test_a_nan_among_e8m0_scales_is_named(converted: Conversions, tmp_path: Path) -> None:

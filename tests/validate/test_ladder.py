@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,17 +19,21 @@ import pytest
 from hubtool.card import current_evidence, render_card
 from hubtool.cli.console import Console
 from hubtool.conversion import convert_source
+from hubtool.journal import locked
 from hubtool.measure import measure
 from hubtool.planning import open_source, plan_source
-from hubtool.record import RECORD_FILE, Evidence, Record, encode_record, is_derived, read_record
+from hubtool.record import RECORD_FILE, TEST_RESULT_FILE, Evidence, Record, encode_record, is_derived, read_record
 from hubtool.sample import TINY, write_sample
 from hubtool.units import GB, MB
+from hubtool.validate.finding import without_paths
 from hubtool.validate.guard import Limits
 from hubtool.validate.ladder import Request, validate
 from tests.checkpoints import Tensor, copied, edit_json, edit_tensors
 from tests.fixtures import CommandLine, Conversions
 
 TOKENS = 3
+
+SHARD = "model-00001-of-00001.safetensors"
 
 MEDIUM = replace(
     TINY,
@@ -115,6 +120,7 @@ def test_every_rung_of_an_intact_folder_passes_with_the_same_tokens(folder: Path
     assert smoke.figures["tokens"] == streamed.figures["tokens"] == TOKENS
     assert smoke.figures["tokens_digest"] == streamed.figures["tokens_digest"]
     assert streamed.detail.endswith("the same tokens as the resident run")
+    assert smoke.figures["swap_limit_nbytes"] == 1 * GB
     assert evidence["load"].figures["parameters"] == record.measured.tensors
     for each in evidence.values():
         assert each.subject == record.subject
@@ -130,6 +136,58 @@ def test_streamed_tokens_are_the_resident_ones_whatever_the_formats(converted: C
     evidence = climb(folder, "smoke", "smoke-streamed")
     assert outcomes(evidence) == {"integrity": "passed", "smoke": "passed", "smoke-streamed": "passed"}
     assert evidence["smoke-streamed"].detail.endswith("the same tokens as the resident run")
+
+
+def test_a_resident_run_is_held_against_an_earlier_streamed_one(folder: Path, hubtool: CommandLine) -> None:
+    limits = ("--tokens", "2", "--memory-limit", "1GB")
+    assert hubtool("validate", folder, "--streamed", *limits).code == 0
+    assert hubtool("validate", folder, "--smoke", *limits).code == 0
+    *_, streamed, smoke = record_of(folder).evidence
+    assert smoke.detail.endswith("and the same tokens as the streamed run")
+    other = msgspec.structs.replace(streamed, figures={**streamed.figures, "tokens_digest": "0" * 16})
+    (folder / RECORD_FILE).write_bytes(encode_record(msgspec.structs.replace(record_of(folder), evidence=(other,))))
+    assert hubtool("validate", folder, "--smoke", *limits).code == 1
+    assert record_of(folder).evidence[-1].detail == "the tokens are not those of the streamed run"
+
+
+def test_a_streamed_run_of_one_token_says_nothing_of_one_to_the_next(medium: Path) -> None:
+    def figures(tokens: int) -> dict[str, int | float | str]:
+        request = Request(Limits(MEDIUM_LIMIT), frozenset(["smoke-streamed"]), tokens)
+        evidence = list(validate(medium, record_of(medium), request, Console(quiet=True).stage))
+        assert evidence[-1].outcome == "passed", evidence[-1].detail
+        return evidence[-1].figures
+
+    one, three = figures(1), figures(3)
+    assert {"read_per_token_nbytes", "seconds_per_token"}.isdisjoint(one)
+    # What is read after the first token is for the two that follow it, and no more.
+    assert int(three["read_nbytes"]) - int(one["read_nbytes"]) in (
+        2 * int(three["read_per_token_nbytes"]),
+        2 * int(three["read_per_token_nbytes"]) + 1,
+    )
+
+
+def test_a_streamed_run_that_was_over_its_limit_between_samples_does_not_pass(folder: Path) -> None:
+    limit = 200 * MB
+    with (folder / "deepseek_v4.py").open("a") as file:
+        file.write(f"\nheld = bytearray(b'x' * {limit})\ndel held\n")
+    request = Request(Limits(limit, interval=60.0), frozenset(["smoke-streamed"]), 1, trust_remote_code=True)
+    evidence = list(validate(folder, record_of(rerecord(folder)), request, Console(quiet=True).stage))[-1]
+    assert evidence.outcome == "failed"
+    assert evidence.detail.endswith("over the limit of 200 MB")
+    assert int(evidence.figures["peak_nbytes"]) > limit
+
+
+def test_the_command_names_every_threshold_that_is_not_the_usual_one() -> None:
+    request = Request(Limits(96 * GB, swap_growth_nbytes=2 * GB, pressure=0.4, grace=10.0))
+    assert request.command == (
+        "hubtool validate --memory-limit 96GB --max-swap-growth 2GB --max-pressure 0.4 --grace 10"
+    )
+
+
+def test_a_load_that_has_no_room_is_refused_before_it_begins(folder: Path, hubtool: CommandLine) -> None:
+    assert hubtool("validate", folder, "--memory-limit", "60MB").code == 0
+    assert [each.outcome for each in record_of(folder).evidence] == ["passed", *["refused_preflight"] * 3]
+    assert hubtool("validate", folder, "--load", "--memory-limit", "60MB").code == 1
 
 
 def test_a_streamed_run_reads_only_the_experts_that_were_chosen(medium: Path) -> None:
@@ -173,6 +231,36 @@ def test_nothing_runs_on_bytes_that_are_not_those_of_the_record(folder: Path) ->
     }
     assert "config.json" in evidence["integrity"].detail
     assert subject not in {each.subject for each in evidence.values()}
+
+
+@pytest.mark.parametrize(
+    ("library", "says"),
+    [("mlx_lm", "raise ImportError('mlx_lm needs libfoo.so, see /opt/alice/lib/libfoo.so')"), ("mlx", "1 / 0")],
+)
+def test_an_environment_that_cannot_run_anything_is_no_fault_of_the_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, says: str
+) -> None:
+    broken = tmp_path / "broken" / library
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text(says)
+    monkeypatch.setenv("PYTHONPATH", str(broken.parent))
+    evidence = climb(folder, "load", "smoke")
+    assert outcomes(evidence) == {"integrity": "passed", "load": "not_run", "smoke": "not_run"}
+    if library == "mlx_lm":
+        assert evidence["load"].detail == "ImportError: mlx_lm needs libfoo.so, see libfoo.so"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("cannot open '/Users/al ice/v 4/x.bin'", "cannot open 'x.bin'"),
+        ("no /opt/alice/lib/x.so: 3 tokens/s", "no x.so: 3 tokens/s"),
+        ("see ~/log.txt, file:///tmp/a/b.txt or https://hf.co/a/b/c", "see log.txt, b.txt or https://hf.co/a/b/c"),
+        ("/models/it's/folder: [2, 4] / 3, org/name", "folder: [2, 4] / 3, org/name"),
+    ],
+)
+def test_of_a_path_only_the_last_part_is_told(text: str, kept: str) -> None:
+    assert without_paths(text, "/models/it's/folder") == kept
 
 
 def drop_a_norm(folder: Path) -> None:
@@ -271,8 +359,79 @@ def test_evidence_of_other_bytes_is_not_on_the_card(folder: Path, hubtool: Comma
     assert [each["current"] for each in listed] == [False, False]
 
 
+def test_one_changed_byte_takes_all_evidence_off_the_card(folder: Path, hubtool: CommandLine) -> None:
+    assert hubtool("validate", folder, "--load").code == 0
+    assert hubtool("card", folder, "--check").code == 0
+    shard = folder / SHARD
+    intact = shard.read_bytes()
+    shard.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    touched = f"{SHARD} was touched since the validation"
+    checked = hubtool("card", folder, "--check")
+    assert (checked.code, touched in checked.stdout) == (1, True)
+    assert touched in hubtool("card", folder).stderr
+    listed = hubtool("evidence", "list", folder, "--json")
+    assert [each["current"] for each in listed.document] == [False, False]
+    added = hubtool("evidence", "add", folder, "--check", "load", "--outcome", "passed", "--detail", "it did")
+    assert (added.code, touched in added.stderr) == (1, True)
+
+    assert hubtool("validate", folder).code == 1
+    card = (folder / "README.md").read_text()
+    assert "load-validated" not in card
+    assert "converted, not generation-qualified" in card
+    assert "The files are no longer those recorded" in card
+    assert "| Integrity | passed |" not in card
+    assert "| Integrity | failed |" in card
+    assert not (folder / TEST_RESULT_FILE).exists()
+    assert hubtool("card", folder, "--check").code == 0
+    assert not any(each["current"] for each in hubtool("evidence", "list", folder, "--json").document)
+
+    shard.write_bytes(intact)
+    assert hubtool("validate", folder, "--integrity").code == 0
+    assert "load-validated" in (folder / "README.md").read_text()
+
+
+def test_a_refusal_does_not_take_back_what_passed(folder: Path, hubtool: CommandLine) -> None:
+    assert hubtool("validate", folder, "--smoke", "--tokens", "1").code == 0
+    assert hubtool("validate", folder, "--smoke", "--memory-limit", "100MB").code == 1
+    assert record_of(folder).evidence[-1].outcome == "refused_preflight"
+    assert "not generation-qualified" not in (folder / "README.md").read_text()
+
+
+def test_a_file_that_is_touched_while_a_rung_runs_leaves_it_without_a_verdict(folder: Path, tmp_path: Path) -> None:
+    with (folder / "deepseek_v4.py").open("a") as file:
+        file.write(f"\nimport os\nos.utime({str(folder / SHARD)!r})\n")
+    evidence = climb(rerecord(folder), "load", trust_remote_code=True)["load"]
+    assert evidence.outcome == "not_run"
+    assert evidence.detail.startswith(f"{SHARD} was touched while it ran")
+
+
+def test_a_folder_that_another_process_holds_is_not_begun_with(folder: Path, hubtool: CommandLine) -> None:
+    with locked(folder):
+        done = hubtool("validate", folder, "--integrity")
+    assert (done.code, "another hubtool works on this folder" in done.stderr) == (1, True)
+    assert not (folder / ".hubtool" / "integrity.json").exists()
+
+
+def test_evidence_waits_for_a_folder_that_was_taken_meanwhile(folder: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with (folder / "deepseek_v4.py").open("a") as file:
+        file.write(f"\nimport pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(1)\n")
+    rerecord(folder)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "hubtool", "validate", str(folder), "--load", "--trust-remote-code"]
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not begun.exists() and running.poll() is None:
+        time.sleep(0.01)
+    with locked(folder):
+        time.sleep(3)
+        assert running.poll() is None
+    output, errors = running.communicate()
+    assert running.returncode == 0, errors
+    assert [each.outcome for each in record_of(folder).evidence] == ["passed", "passed"], output
+
+
 def test_damage_that_no_header_survives_is_recorded_too(folder: Path, hubtool: CommandLine) -> None:
-    shard = folder / "model-00001-of-00001.safetensors"
+    shard = folder / SHARD
     shard.write_bytes(shard.read_bytes()[:-8])
     done = hubtool("validate", folder)
     assert done.code == 1
