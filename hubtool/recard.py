@@ -203,17 +203,38 @@ def make_card(opened: Opened, templates: Path | None = None) -> str:
     return render_card(opened.subject, templates, prose=read_prose(opened.card), assets=opened.assets)
 
 
-def check(opened: Opened, templates: Path | None = None) -> tuple[str, ...]:
-    """Every figure and claim of the card that is not what record and bytes say, as sentences; none if it holds.
+@dataclass(frozen=True)
+class Checked:
+    """What is wrong with a card.
+
+    Attributes:
+        problems: Every figure and claim that is not what record and bytes say, as sentences; none if it holds.
+        how: How it was compared: see `Comparison`.
+    """
+
+    problems: tuple[str, ...]
+    how: str
+
+    @property
+    def remark(self) -> str:
+        """What a person should know of how it was compared; empty where it is as exact as can be."""
+        if self.how == "line by line":
+            return ""
+        return f"compared {self.how}: other templates made it; `hubtool card` makes it anew"
+
+
+def check(opened: Opened, templates: Path | None = None) -> Checked:
+    """Hold the card against record and bytes.
 
     Raises:
         OutputError: The prose cannot be told from the rest.
         UsageError: A template cannot be used.
     """
     if not opened.card:
-        return (f"{CARD_FILE}: missing", *opened.disagreements)
-    findings = check_card(opened.card, opened.subject, templates, opened.assets)
-    return (*(f"{CARD_FILE}: {finding}" for finding in findings), *opened.disagreements)
+        return Checked((f"{CARD_FILE}: missing", *opened.disagreements), "line by line")
+    compared = check_card(opened.card, opened.subject, templates, opened.assets)
+    findings = (f"{CARD_FILE}: {finding}" for finding in compared.findings)
+    return Checked((*findings, *opened.disagreements), compared.how)
 
 
 def diff(opened: Opened, card: str) -> str:

@@ -51,6 +51,11 @@ def read_prose(card: str) -> dict[str, str]:
     return found
 
 
+def is_marker(line: str) -> bool:
+    """Whether a line is one of the comments between which prose stands."""
+    return line.rstrip() == _END or _BEGIN.fullmatch(line.rstrip()) is not None
+
+
 def insert_prose(card: str, prose: Mapping[str, str]) -> str:
     """A fresh card with the prose of an older one in its blocks."""
     kept = dict(prose)

@@ -57,9 +57,18 @@ def command(console: Console, source: str, mode: str | None, templates: Path | N
 def _check(console: Console, opened: "Opened", templates: Path | None) -> int:
     from hubtool import recard
 
-    problems = recard.check(opened, templates)
-    document = {"target": opened.name, "commit": opened.commit, "true": not problems, "problems": list(problems)}
-    console.answer(document, lambda: "\n".join(problems) or f"{opened.name}: the card says what record and bytes say")
+    checked = recard.check(opened, templates)
+    problems = list(checked.problems)
+    document = {
+        "target": opened.name,
+        "commit": opened.commit,
+        "true": not problems,
+        "compared": checked.how,
+        "problems": problems,
+    }
+    verdict = [] if problems else [f"{opened.name}: the card says what record and bytes say"]
+    remark = [f"{opened.name}: the card was {checked.remark}"] if checked.remark else []
+    console.answer(document, lambda: "\n".join([*problems, *verdict, *remark]))
     return 1 if problems else 0
 
 

@@ -124,7 +124,9 @@ def test_templates_of_ones_own_are_used(folder: Path, hubtool: CommandLine, tmp_
     assert hubtool("card", folder, "--template-dir", tmp_path).code == 0
     assert "## Remarks" in (folder / "README.md").read_text()
     assert hubtool("card", folder, "--template-dir", tmp_path, "--check").code == 0
-    assert hubtool("card", folder, "--check").code == 0
+    checked = hubtool("card", folder, "--check")
+    assert (checked.code, "'## Remarks' is not what hubtool writes" in checked.stdout) == (1, True)
+    assert "compared fact by fact: other templates made it" in checked.stdout
     (tmp_path / "notes.md.jinja").write_text("{{ inventd }}")
     refused = hubtool("card", folder, "--template-dir", tmp_path)
     assert refused.code == 2

@@ -102,7 +102,7 @@ def test_any_text_gives_a_card_whose_front_matter_parses_back_to_it(
     assert read_metadata(card) == expected
     assert ModelCard(card, ignore_metadata_errors=False).data.to_dict() == expected  # type: ignore[no-untyped-call]
     assert expected["base_model"] == record.source.repo
-    assert check_card(card, record) == ()
+    assert check_card(card, record).findings == ()
     assert not any(read_prose(card).values())
 
 
