@@ -7,7 +7,7 @@ import getpass
 import ipaddress
 import re
 import socket
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -158,6 +158,15 @@ def _is_private(text: str) -> bool:
     return any(address in network for network in PRIVATE_NETWORKS if network.version == address.version)
 
 
+def scan_files(files: Iterable[tuple[str, bytes]], identity: Identity) -> Iterator[Leak]:
+    """Everything in files, given by name and content, that must not be published."""
+    for name, content in files:
+        if name.startswith("/") or ".." in Path(name).parts:
+            yield Leak(name, 0, "path", name)
+        if not name.endswith(BINARY):
+            yield from scan_text(name, content.decode("utf-8", errors="replace"), identity)
+
+
 def scan_folder(folder: Path, names: Iterable[str], identity: Identity) -> tuple[Leak, ...]:
     """Everything in these files of a folder that must not be published.
 
@@ -166,12 +175,8 @@ def scan_folder(folder: Path, names: Iterable[str], identity: Identity) -> tuple
         names: The files that are to be published.
         identity: Whose names must not be.
     """
-    leaks: list[Leak] = []
-    for name in names:
-        leaks += [Leak(name, 0, "path", name)] if name.startswith("/") or ".." in Path(name).parts else []
-        if not name.endswith(BINARY):
-            leaks += scan_text(name, (folder / name).read_bytes().decode("utf-8", errors="replace"), identity)
-    return tuple(leaks)
+    files = ((name, b"" if name.endswith(BINARY) else (folder / name).read_bytes()) for name in names)
+    return tuple(scan_files(files, identity))
 
 
 def require_private(folder: Path, names: Iterable[str], public: Iterable[str] = ()) -> None:
@@ -185,13 +190,21 @@ def require_private(folder: Path, names: Iterable[str], public: Iterable[str] = 
     Raises:
         OutputError: A file holds a path, a token, a private address, or the user's or machine's name.
     """
-    leaks = scan_folder(folder, names, read_identity().without(public))
+    _refuse(folder, scan_folder(folder, names, read_identity().without(public)))
+
+
+def require_private_texts(where: str, files: Mapping[str, bytes], public: Iterable[str] = ()) -> None:
+    """Refuse to publish files, by name and content, that tell of the publisher's machine: see `require_private`."""
+    _refuse(where, tuple(scan_files(files.items(), read_identity().without(public))))
+
+
+def _refuse(where: Path | str, leaks: Sequence[Leak]) -> None:
     if leaks:
         shown = "; ".join(str(leak) for leak in leaks[:5])
         more = f"; and {len(leaks) - 5} more" if len(leaks) > 5 else ""
         raise OutputError(
             "a file tells what is nobody's business",
-            where=folder,
+            where=where,
             found=f"{shown}{more}",
             remedy="take it out of the file, or out of the source that the file comes from, and convert again",
         )

@@ -15,10 +15,11 @@ from hubtool.card import Unread, Unrecorded, check_card, describe_unrecorded, re
 from hubtool.card.metadata import CHAT_TEMPLATE_FILE
 from hubtool.errors import HubError, OutputError, SourceError
 from hubtool.http import list_files, make_api, translated
-from hubtool.hub import commit_documents
+from hubtool.hub import Destination
 from hubtool.hub_source import HubSource
 from hubtool.journal import write_beside
 from hubtool.measure import measure_files
+from hubtool.merging import keep_base, merge_prose, read_base
 from hubtool.provenance import check_statements, make_statements
 from hubtool.record import (
     ASSETS_PREFIX,
@@ -31,6 +32,7 @@ from hubtool.record import (
     decode_record,
     encode_record,
 )
+from hubtool.release import Change, commit_documents
 from hubtool.source import CONFIG_FILE, HUB_PREFIX, LocalSource, parse_json, parse_spec
 from hubtool.tensors import Header, read_header
 
@@ -270,7 +272,7 @@ def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Push
     Raises:
         SourceError: It has no record.
         HubError: The repo holds other files than the record, someone has committed meanwhile, or the Hub refused.
-        OutputError: Folder and repo have different prose in one section.
+        OutputError: Folder and repo have different prose in one section, or a file tells of the publisher's machine.
     """
     record = opened.record
     repo = opened.name if opened.folder is None else record.repo
@@ -286,7 +288,8 @@ def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Push
             expected=record.subject,
             remedy="upload the folder",
         )
-    prose = read_prose(opened.card) if there is opened else _merge_prose(opened, there)
+    base = read_base(opened.folder, api.endpoint, Destination(repo).key) if opened.folder else ""
+    prose = merge_prose(opened.card, there.card, base, (opened.name, there.name))
     pictures = _pictures(opened, there)
     assets = sorted({*there.assets, *pictures})
     documents = {CARD_FILE: render_card(record, templates, prose=prose, assets=assets).encode(), **pictures}
@@ -297,7 +300,10 @@ def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Push
     if not changed:
         return Pushed(repo, there.commit, ())
     message = f"Card made anew with hubtool {hubtool.__version__}"
-    return Pushed(repo, commit_documents(api, repo, changed, there.commit, message), tuple(changed))
+    commit = commit_documents(api, record, changed, Change(repo, there.commit, message))
+    if opened.folder is not None:
+        keep_base(opened.folder, api.endpoint, Destination(repo).key, documents[CARD_FILE])
+    return Pushed(repo, commit, tuple(changed))
 
 
 def _pictures(opened: Opened, there: Opened) -> dict[str, bytes]:
@@ -307,20 +313,6 @@ def _pictures(opened: Opened, there: Opened) -> dict[str, bytes]:
     changed = opened.subject != there.subject
     names = opened.assets if changed else [name for name in opened.assets if name not in there.assets]
     return {name: (opened.folder / name).read_bytes() for name in names}
-
-
-def _merge_prose(mine: Opened, theirs: Opened) -> dict[str, str]:
-    merged = read_prose(theirs.card)
-    for name, prose in read_prose(mine.card).items():
-        other = merged.get(name, "")
-        if prose.strip() and other.strip() and prose != other:
-            raise OutputError(
-                f"different prose in the section {name}",
-                where=f"{mine.name} and {theirs.name}",
-                remedy=f"make them equal, or run `hubtool card {theirs.name} --push`, which keeps the repo's",
-            )
-        merged[name] = other if other.strip() else prose
-    return merged
 
 
 def with_pictures(opened: Opened, pictures: Mapping[str, bytes]) -> Opened:

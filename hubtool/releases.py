@@ -51,7 +51,7 @@ from hubtool.record import (
     decode_record,
     read_record,
 )
-from hubtool.release import PATIENCE, Release, check_before, foresee, publish_folder
+from hubtool.release import PATIENCE, Change, Release, check_before, commit_documents, foresee, publish_folder
 
 RUNGS = ("integrity", "load", "smoke", "smoke-streamed")
 Rung = Literal["integrity", "load", "smoke", "smoke-streamed"]
@@ -375,4 +375,4 @@ def withdraw(api: HfApi, repo: str, reason: str, new_version: str | None, watch:
     documents = documents_of(marked, card, pictures)
     assert decode_record(documents[RECORD_FILE]) == marked
     message = f"Withdraw with hubtool {hubtool.__version__}"
-    return hub.commit_documents(target, repo, documents, head, message)
+    return commit_documents(target, marked, documents, Change(repo, head, message))

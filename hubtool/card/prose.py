@@ -21,12 +21,25 @@ def block(name: str, prose: str = "") -> str:
     return f"<!-- hubtool:prose {name} -->\n{prose}{_END}"
 
 
-def read_prose(card: str) -> dict[str, str]:
+def read_prose(card: str, where: str = "") -> dict[str, str]:
     """The prose of a card by section, each ending in a line break, or empty.
+
+    Args:
+        card: The card.
+        where: Whose it is, for messages.
 
     Raises:
         OutputError: A comment is missing, or a section stands twice; or the prose would change what follows it.
     """
+    try:
+        return _read(card)
+    except OutputError as error:
+        if where:
+            error.where = f"{where}: {error.where}"
+        raise
+
+
+def _read(card: str) -> dict[str, str]:
     found: dict[str, str] = {}
     name: str | None = None
     lines: list[str] = []
@@ -66,6 +79,16 @@ def insert_prose(card: str, prose: Mapping[str, str]) -> str:
     elif homeless:
         card = card.rstrip("\n") + "".join(f"\n\n{block(name)}" for name in homeless) + "\n"
     return _BEGIN.sub(lambda match: f"{match[0]}\n{kept.get(match[1], '')}".removesuffix("\n"), card)
+
+
+def replace_prose(card: str, prose: Mapping[str, str]) -> str:
+    """A card with other prose in its blocks."""
+    kept, inside = [], False
+    for line in card.replace("\r\n", "\n").split("\n"):
+        inside = inside and line.rstrip() != _END
+        kept += [] if inside else [line]
+        inside = inside or _BEGIN.fullmatch(line.rstrip()) is not None
+    return insert_prose("\n".join(kept), prose)
 
 
 def without_prose(card: str) -> str:

@@ -216,6 +216,17 @@ def test_different_prose_here_and_there_is_refused(repo: HfApi, folder: Path, hu
     assert "different prose in the section notes" in refused.stderr
 
 
+def test_a_card_that_tells_of_the_publishers_machine_is_not_pushed(
+    repo: HfApi, folder: Path, hubtool: CommandLine
+) -> None:
+    head = commit(repo, pushed_card(repo).replace("| Shards | 1 |", "| Shards | 2 |"))
+    edit(folder, NOTES, f"{NOTES}Made in /Users/annabell/V4.\n")
+    refused = hubtool("card", folder, "--push")
+    assert refused.code == 1
+    assert "path '/Users/annabell/V4.'" in refused.stderr
+    assert repo.model_info(REPO).sha == head
+
+
 def test_a_card_that_someone_else_has_just_changed_is_not_overwritten(
     repo: HfApi, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

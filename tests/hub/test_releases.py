@@ -137,6 +137,18 @@ def test_withdrawn_repo_says_so_and_keeps_everything(
     assert hubtool("card", REPOS[1], "--check").code == 0
 
 
+def test_a_reason_that_tells_of_the_publishers_machine_is_not_published(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert hubtool("publish", sample("mini"), "--recipe", "native", "--to", REPOS[1], "--out", out).code == 0
+    head = endpoint.model_info(REPOS[1]).sha
+    refused = hubtool("withdraw", REPOS[1], "--reason", "See /home/annabell/why.txt")
+    assert refused.code == 1
+    assert "path '/home/annabell/why.txt'" in refused.stderr
+    assert endpoint.model_info(REPOS[1]).sha == head
+
+
 def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubtool: CommandLine) -> None:
     endpoint.create_repo("someone/other")
     outcome = hubtool("withdraw", "someone/other", "--reason", "Because.")
