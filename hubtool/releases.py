@@ -35,6 +35,7 @@ from huggingface_hub import HfApi
 
 import hubtool
 from hubtool import hub
+from hubtool.card import find_prose_fault
 from hubtool.conversion import Converted, Effort, Watch, convert_sources
 from hubtool.convert import Target
 from hubtool.documents import Wording, address, documents_of
@@ -179,6 +180,13 @@ def _resolve(variant: Variant, file: _File, beside: Path, out: Path, path: Path)
             found=repo or "none",
             expected="ORG/NAME, of the variant or with {recipe} of the release",
             remedy="mend `repo`",
+        )
+    if fault := find_prose_fault(variant.notes):
+        raise UsageError(
+            "cannot stand in a card",
+            where=f"{path}: variant {name}: notes, line {fault.line}",
+            found=fault.found,
+            remedy="close it, or leave it out",
         )
     local = beside / variant.recipe
     return Planned(

@@ -175,6 +175,23 @@ def test_release_file_that_cannot_be_meant_is_refused(change: tuple[str, str], s
         load_release(path)
 
 
+@pytest.mark.parametrize(
+    ("notes", "found"),
+    [
+        ("<script>x</script>", "notes, line 1: cannot stand in a card: found HTML that the Hub removes, <script>"),
+        ("Fine.\n\n```\nopen", "notes, line 3: cannot stand in a card: found a block of code that is not closed"),
+        ("Fine.\n<!-- /hubtool:prose -->\nMore.", "notes, line 2: .*found a comment that marks where prose stands"),
+        ("<!-- hubtool:prose limits -->", "notes, line 1: .*found a comment that marks where prose stands"),
+    ],
+)
+def test_notes_that_would_break_the_card_are_refused_before_anything_is_made(
+    notes: str, found: str, tmp_path: Path
+) -> None:
+    text = RELEASE.replace('"Fits a smaller machine."', f"'''{notes}'''")
+    with pytest.raises(UsageError, match=found):
+        load_release(write_release(tmp_path / "one", tmp_path, text))
+
+
 def test_source_and_recipes_are_found_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "mine.toml").write_text("")
