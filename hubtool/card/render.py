@@ -14,6 +14,7 @@ from hubtool.card.measured import Unrecorded
 from hubtool.card.prose import insert_prose
 from hubtool.card.view import view_record, view_unrecorded
 from hubtool.errors import UsageError
+from hubtool.hubrules import split_card
 from hubtool.record import Record
 from hubtool.resources import templates_dir
 
@@ -41,8 +42,14 @@ def render_card(
     folders = template_folders(templates)
     view = view_record(record, assets) if isinstance(record, Record) else view_unrecorded(record)
     view["made_by"] = f"hubtool {hubtool.__version__}, templates {templates_digest(folders)[:12]}"
-    text = re.sub(r"\n{3,}", "\n\n", _render(folders, view)).strip() + "\n"
-    return insert_prose(text, prose or {})
+    return insert_prose(_tidy(_render(folders, view)), prose or {})
+
+
+def _tidy(card: str) -> str:
+    """A card without the blank lines that sections leave which say nothing; in YAML each of them means something."""
+    text = card.strip() + "\n"
+    body = split_card(text)[1]
+    return text[: len(text) - len(body)] + re.sub(r"\n{3,}", "\n\n", body)
 
 
 def template_folders(templates: Path | None) -> tuple[Path, ...]:
