@@ -158,6 +158,8 @@ def load_release(path: Path) -> ReleaseFile:
         )
     local = beside / file.source
     templates = beside / file.card.templates if file.card.templates else None
+    if templates is not None and not templates.is_dir():
+        raise UsageError("no such folder", where=f"{path}: card.templates", found=templates, remedy="check the path")
     return ReleaseFile(
         path=path,
         source=str(local) if local.is_dir() else file.source,

@@ -165,8 +165,9 @@ def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubto
         (('repo = "someone/V4-{{recipe}}"', ""), "no name that the Hub allows"),
         (('validate = ["integrity"]', 'validate = ["luck"]'), "luck"),
         (('out = "work"', "out = work"), "not a release"),
+        (("[collection]", '[card]\ntemplates = "none"\n[collection]'), "card.templates: no such folder"),
     ],
-    ids=["unknown table", "unknown key", "one repo twice", "no repo", "unknown rung", "not TOML"],
+    ids=["unknown table", "unknown key", "one repo twice", "no repo", "unknown rung", "not TOML", "no templates"],
 )
 def test_release_file_that_cannot_be_meant_is_refused(change: tuple[str, str], sentence: str, tmp_path: Path) -> None:
     assert change[0] in RELEASE
