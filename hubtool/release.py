@@ -1,7 +1,7 @@
 """A finished folder -> the Hub: checked, uploaded in one commit, verified, tagged."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import huggingface_hub
@@ -45,10 +45,9 @@ def publish_folder(
         HubError: The Hub refused, or could not be reached.
         VerificationError: The Hub has other bytes than the record says.
     """
-    target, folder = hub.PatientHub(api, patience, watch.say), converted.folder
-    record = converted.record
-    if record.repo != to.repo:
-        record = address(folder, record, to.repo)
+    target = hub.PatientHub(api, patience, watch.say)
+    converted = addressed(converted, to.repo)
+    folder, record = converted.folder, converted.record
     with watch.stage("check"):
         if adopt_prose(target, folder, record, to, write=True):
             watch.say(f"{folder / CARD_FILE}: took in what was written on the page of {to.repo}")
@@ -67,6 +66,17 @@ def publish_folder(
         require_verified(verification)
         tag = hub.finish(target, to, record, published)
     return Release(Converted(folder, record, converted.fresh), published, verification, tag)
+
+
+def addressed(converted: Converted, repo: str) -> Converted:
+    """A finished folder whose documents say as what it is published; nothing is written if they do.
+
+    Raises:
+        OutputError: The prose of the card cannot be told from the rest; the disk is full.
+    """
+    if converted.record.repo == repo:
+        return converted
+    return replace(converted, record=address(converted.folder, converted.record, repo))
 
 
 def check_before(source: Source, repo: str, watch: Watch) -> None:

@@ -66,10 +66,8 @@ def command(
 
 
 def _verify_signature(folder: Path | None, public_key: Path) -> None:
-    from hubtool.record import RECORD_FILE, read_record
     from hubtool.signing import verify_signature
 
-    record = read_record(folder) if folder is not None else None
-    if folder is None or record is None:
-        raise UsageError("needs a folder with its record", where="--public-key", expected=RECORD_FILE)
-    verify_signature(folder, record, public_key)
+    if folder is None:
+        raise UsageError("needs a folder", where="--public-key", remedy="give the folder that the files lie in")
+    verify_signature(folder, public_key)
