@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 import hubtool
 from hubtool.card import Unread, Unrecorded, check_card, describe_unrecorded, read_prose, render_card
 from hubtool.card.metadata import CHAT_TEMPLATE_FILE
-from hubtool.errors import HubError, OutputError, SourceError
+from hubtool.errors import HubError, OutputError, SourceError, VerificationError
 from hubtool.http import list_files, make_api, translated
 from hubtool.hub import Destination
 from hubtool.hub_source import HubSource
@@ -50,6 +50,7 @@ class Opened:
         assets: Names of its pictures.
         statements: Its provenance, by file name.
         disagreements: Where record and bytes contradict each other.
+        mendable: Where the provenance is not what the record says; it can be made anew, as the card can.
     """
 
     name: str
@@ -60,6 +61,12 @@ class Opened:
     assets: tuple[str, ...]
     statements: Mapping[str, bytes]
     disagreements: tuple[str, ...]
+    mendable: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Everything that is wrong beside the card."""
+        return (*self.disagreements, *self.mendable)
 
     @property
     def writable(self) -> bool:
@@ -181,8 +188,10 @@ def _open(place: _Place) -> Opened:
         subject = describe_unrecorded(unread, measurement.facts)
     statements = {name: place.read(name) for name in (PROVENANCE_FILE, TEST_RESULT_FILE) if name in names}
     problems = measurement.disagreements
-    if record is not None and statements:
-        problems += check_statements(record, statements)
+    mendable: tuple[str, ...] = ()
+    if record is not None:
+        problems += _misplaced(place, record)
+        mendable = check_statements(record, statements)
     return Opened(
         name=place.name,
         folder=place.folder,
@@ -192,7 +201,15 @@ def _open(place: _Place) -> Opened:
         assets=tuple(place.assets),
         statements=statements,
         disagreements=problems,
+        mendable=mendable,
     )
+
+
+def _misplaced(place: _Place, record: Record) -> tuple[str, ...]:
+    """That a repo has the record of another, where it has: a copy, say, whose commands would fetch the original."""
+    if place.folder is not None or record.repo in (None, place.name):
+        return ()
+    return (f"{RECORD_FILE}: published as {record.repo}, but this is {place.name}",)
 
 
 def make_card(opened: Opened, templates: Path | None = None) -> str:
@@ -233,10 +250,10 @@ def check(opened: Opened, templates: Path | None = None) -> Checked:
         UsageError: A template cannot be used.
     """
     if not opened.card:
-        return Checked((f"{CARD_FILE}: missing", *opened.disagreements), "line by line")
+        return Checked((f"{CARD_FILE}: missing", *opened.problems), "line by line")
     compared = check_card(opened.card, opened.subject, templates, opened.assets)
     findings = (f"{CARD_FILE}: {finding}" for finding in compared.findings)
-    return Checked((*findings, *opened.disagreements), compared.how)
+    return Checked((*findings, *opened.problems), compared.how)
 
 
 def diff(opened: Opened, card: str) -> str:
@@ -271,6 +288,7 @@ def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Push
 
     Raises:
         SourceError: It has no record.
+        VerificationError: A record says what bytes do not, or the repo is another's copy.
         HubError: The repo holds other files than the record, someone has committed meanwhile, or the Hub refused.
         OutputError: Folder and repo have different prose in one section, or a file tells of the publisher's machine.
     """
@@ -288,13 +306,16 @@ def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Push
             expected=record.subject,
             remedy="upload the folder",
         )
+    _require_true(opened)
+    _require_true(there)
     base = read_base(opened.folder, api.endpoint, Destination(repo).key) if opened.folder else ""
     prose = merge_prose(opened.card, there.card, base, (opened.name, there.name))
     pictures = _pictures(opened, there)
     assets = sorted({*there.assets, *pictures})
-    documents = {CARD_FILE: render_card(record, templates, prose=prose, assets=assets).encode(), **pictures}
+    card = render_card(record, templates, prose=prose, assets=assets).encode()
+    documents = {CARD_FILE: card, **make_statements(record), **pictures}
     if encode_record(record) != encode_record(there.record):
-        documents |= {RECORD_FILE: encode_record(record), **make_statements(record)}
+        documents[RECORD_FILE] = encode_record(record)
     known = {CARD_FILE: there.card.encode(), **there.statements}
     changed = {name: content for name, content in documents.items() if known.get(name) != content}
     if not changed:
@@ -304,6 +325,17 @@ def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Push
     if opened.folder is not None:
         keep_base(opened.folder, api.endpoint, Destination(repo).key, documents[CARD_FILE])
     return Pushed(repo, commit, tuple(changed))
+
+
+def _require_true(opened: Opened) -> None:
+    """Raise VerificationError if a card of this record would say what is not so."""
+    if opened.disagreements:
+        raise VerificationError(
+            "record and bytes disagree",
+            where=opened.name,
+            found="; ".join(opened.disagreements),
+            remedy="publish the folder again with `hubtool upload`",
+        )
 
 
 def _pictures(opened: Opened, there: Opened) -> dict[str, bytes]:

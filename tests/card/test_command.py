@@ -113,6 +113,12 @@ def test_a_changed_statement_is_found(folder: Path, hubtool: CommandLine) -> Non
     assert (checked.code, checked.stdout) == (1, f"{PROVENANCE_FILE}: not what the record says\n")
 
 
+def test_provenance_that_was_removed_is_found(folder: Path, hubtool: CommandLine) -> None:
+    (folder / PROVENANCE_FILE).unlink()
+    checked = hubtool("card", folder, "--check")
+    assert (checked.code, checked.stdout) == (1, f"{PROVENANCE_FILE}: missing\n")
+
+
 def test_no_card_is_a_problem(folder: Path, hubtool: CommandLine) -> None:
     (folder / "README.md").unlink()
     checked = hubtool("card", folder, "--check")
@@ -196,6 +202,36 @@ def test_new_evidence_goes_up_with_card_record_and_statement(repo: HfApi, folder
     assert hubtool("card", REPO, "--check").code == 0
 
 
+def test_provenance_that_was_changed_on_the_hub_is_mended(repo: HfApi, hubtool: CommandLine) -> None:
+    right = Path(repo.hf_hub_download(REPO, PROVENANCE_FILE)).read_bytes()
+    changed = right.replace(b"slsa.dev", b"evil.dev")
+    operation = CommitOperationAdd(path_in_repo=PROVENANCE_FILE, path_or_fileobj=changed)
+    repo.create_commit(REPO, operations=[operation], commit_message="By hand")
+    assert hubtool("card", REPO, "--check").code == 1
+    assert hubtool("card", REPO, "--push", "--json").document["changed"] == [PROVENANCE_FILE]
+    assert Path(repo.hf_hub_download(REPO, PROVENANCE_FILE)).read_bytes() == right
+
+
+def test_a_card_of_a_record_that_is_false_is_not_pushed(repo: HfApi, folder: Path, hubtool: CommandLine) -> None:
+    measured = msgspec.structs.replace(stored(folder).measured, parameters=1)
+    false = msgspec.structs.replace(stored(folder), measured=measured)
+    operation = CommitOperationAdd(path_in_repo=RECORD_FILE, path_or_fileobj=encode_record(false))
+    head = repo.create_commit(REPO, operations=[operation], commit_message="By hand").oid
+    refused = hubtool("card", REPO, "--push")
+    assert refused.code == 1
+    assert "record and bytes disagree: found hubtool.json: parameters is 1, measured" in refused.stderr
+    assert repo.model_info(REPO).sha == head
+
+
+def test_a_copy_of_another_repo_is_found_and_not_pushed(repo: HfApi, folder: Path, hubtool: CommandLine) -> None:
+    upload(repo, folder, stored(folder), Destination("rehearsal/Copy"))
+    said = f"hubtool.json: published as {REPO}, but this is rehearsal/Copy"
+    checked = hubtool("card", "rehearsal/Copy", "--check")
+    assert (checked.code, checked.stdout) == (1, f"{said}\n")
+    refused = hubtool("card", "rehearsal/Copy", "--push")
+    assert (refused.code, said in refused.stderr) == (1, True)
+
+
 def test_a_folder_with_other_files_than_the_repo_pushes_nothing(
     repo: HfApi, folder: Path, hubtool: CommandLine
 ) -> None:
@@ -233,7 +269,8 @@ def test_a_card_that_someone_else_has_just_changed_is_not_overwritten(
     set_record(folder, with_evidence(stored(folder), LOAD))
     opened = recard.open_card(REPO, repo)
     theirs = commit(repo, f"{pushed_card(repo)}\nTheirs.\n")
-    mine = msgspec.structs.replace(opened.record, repo="someone/renamed")
+    mine = msgspec.structs.replace(opened.record, siblings=())
+    mine = with_evidence(mine, LOAD)
     with pytest.raises(HubError, match="someone else has committed"):
         recard.push_card(repo, replace(opened, subject=mine))
     assert repo.model_info(REPO).sha == theirs
