@@ -348,14 +348,19 @@ def _pictures(opened: Opened, there: Opened) -> dict[str, bytes]:
 
 
 def with_pictures(opened: Opened, pictures: Mapping[str, bytes]) -> Opened:
-    """The folder after these pictures were written to it.
+    """The folder as it is with these pictures; see `write_pictures`.
 
     Raises:
         OutputError: It is no folder.
     """
     if opened.folder is None:
         raise OutputError("not a folder", where=opened.name, remedy="draw the pictures in a folder, and push it")
+    return replace(opened, assets=tuple(sorted({*opened.assets, *pictures})))
+
+
+def write_pictures(opened: Opened, pictures: Mapping[str, bytes]) -> None:
+    """Write pictures to the folder."""
+    assert opened.folder is not None, opened.name
     (opened.folder / ASSETS_PREFIX).mkdir(exist_ok=True)
     for name, content in pictures.items():
         write_beside(opened.folder / name, content)
-    return replace(opened, assets=tuple(sorted({*opened.assets, *pictures})))

@@ -8,6 +8,7 @@ import click
 from hubtool.cli.console import Console
 from hubtool.cli.options import FOLDER, source_argument, with_console, yes_option
 from hubtool.cli.target import confirm, open_hub
+from hubtool.errors import UsageError
 
 if TYPE_CHECKING:
     from hubtool.recard import Opened
@@ -30,11 +31,16 @@ def command(console: Console, source: str, mode: str | None, templates: Path | N
     """
     from hubtool import recard
 
+    if plots and mode == "check":
+        raise UsageError("a check draws nothing", where="--plots", remedy="leave out --plots or --check")
     opened = recard.open_card(source, open_hub())
     if plots:
         from hubtool.plots import draw
 
-        opened = recard.with_pictures(opened, draw(opened.record))
+        pictures = draw(opened.record)
+        opened = recard.with_pictures(opened, pictures)
+        if mode != "diff":
+            recard.write_pictures(opened, pictures)
     if mode == "check":
         return _check(console, opened, templates)
     if mode == "push":

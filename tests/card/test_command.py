@@ -119,6 +119,18 @@ def test_provenance_that_was_removed_is_found(folder: Path, hubtool: CommandLine
     assert (checked.code, checked.stdout) == (1, f"{PROVENANCE_FILE}: missing\n")
 
 
+def test_a_diff_with_pictures_writes_none(folder: Path, hubtool: CommandLine) -> None:
+    pytest.importorskip("matplotlib")
+    before = file_bytes(folder)
+    change = hubtool("card", folder, "--plots", "--diff")
+    assert (change.code, "+![Bytes by component](assets/bytes.png)" in change.stdout) == (0, True)
+    assert file_bytes(folder) == before
+    assert hubtool("card", folder, "--plots", "--check").code == 2
+    assert hubtool("card", folder, "--plots").code == 0
+    assert (folder / "assets" / "bytes.png").is_file()
+    assert hubtool("card", folder, "--check").code == 0
+
+
 def test_no_card_is_a_problem(folder: Path, hubtool: CommandLine) -> None:
     (folder / "README.md").unlink()
     checked = hubtool("card", folder, "--check")
