@@ -169,6 +169,28 @@ def test_a_template_that_asks_for_what_does_not_exist_is_refused(flash: Record, 
         render_card(flash, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"\n{{ 1 / 0 }}", "limits.md.jinja, line 2: template fails: found division by zero"),
+        (b"{{ limits() }}", "limits.md.jinja, line 1: template fails: found 'list' object is not callable"),
+        (b"{{ limits | sum }}", "limits.md.jinja, line 1: template fails"),
+        (b"\n\n{{ invented }}", "limits.md.jinja, line 3: template asks for what does not exist"),
+        (b"{% endif %}", "limits.md.jinja, line 1: template cannot be read"),
+        (b"{% include 'nothing' %}", "nothing: no such template"),
+        (b"{{ '%d' | format('x') }}", "limits.md.jinja, line 1: template fails"),
+        ("Größe".encode("latin-1"), "limits.md.jinja: not UTF-8"),
+    ],
+)
+def test_a_template_that_fails_is_named_with_its_line(
+    text: bytes, sentence: str, flash: Record, tmp_path: Path
+) -> None:
+    (tmp_path / "limits.md.jinja").write_bytes(text)
+    with pytest.raises(UsageError) as refused:
+        render_card(flash, tmp_path)
+    assert sentence in str(refused.value)
+
+
 def test_metadata_comes_from_the_allow_list(flash: Record) -> None:
     carried = {"license": "other", "license_name": "deepseek", "license_link": "LICENSE", "model-index": ["theirs"]}
     source = msgspec.structs.replace(flash.source, metadata=carried)
