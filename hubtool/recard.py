@@ -12,7 +12,6 @@ from huggingface_hub import HfApi
 
 import hubtool
 from hubtool.card import Unread, Unrecorded, check_card, describe_unrecorded, read_prose, render_card
-from hubtool.card.metadata import CHAT_TEMPLATE_FILE
 from hubtool.errors import HubError, OutputError, SourceError, VerificationError
 from hubtool.http import list_files, make_api, translated
 from hubtool.hub import Destination
@@ -183,7 +182,6 @@ def _open(place: _Place) -> Opened:
             headers=headers,
             config=parse_json(place.read(CONFIG_FILE), CONFIG_FILE) if CONFIG_FILE in names else {},
             card=card,
-            conversational=CHAT_TEMPLATE_FILE in names,
         )
         subject = describe_unrecorded(unread, measurement.facts)
     statements = {name: place.read(name) for name in (PROVENANCE_FILE, TEST_RESULT_FILE) if name in names}

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Collection
 
 from hubtool import units
 from hubtool.card.markdown import code, fenced, link
@@ -24,9 +23,8 @@ def loaded_with(record: Record) -> Evidence | None:
     return max(passed, key=lambda item: (item.kind == "measured", item.started), default=None)
 
 
-def run_section(repo: str | None, model_type: str, names: Collection[str], tested: Evidence | None) -> Section:
-    """How to run a repo with the files `names`; a folder if it has no repo."""
-    model_file = f"{model_type}.py" if f"{model_type}.py" in names else None
+def run_section(repo: str | None, model_file: str | None, tested: Evidence | None) -> Section:
+    """How to run a repo whose model code is in `model_file`, if mlx-lm has none; a folder if it has no repo."""
     trust = " --trust-remote-code" if model_file else ""
     model = repo if repo and is_repo_id(repo) else "."
     version = tested.versions["mlx-lm"] if tested else ""

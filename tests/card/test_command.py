@@ -20,6 +20,7 @@ from hubtool.record import (
     read_record,
 )
 from hubtool.rehearsal import RehearsalHub
+from hubtool.source import LocalSource
 from tests.card.records import LOAD, with_evidence
 from tests.checkpoints import copied, edit_json, file_bytes
 from tests.fixtures import CommandLine, Conversions, Samples
@@ -162,6 +163,41 @@ def test_a_checkpoint_that_hubtool_did_not_make_gets_what_can_be_measured(
     assert "| Recipe | not recorded |" in card
     assert "| Source revision | not recorded |" in card
     assert "DeepseekV4ForCausalLM" in card
+
+
+def test_a_foreign_card_says_no_more_than_is_measured_or_was_said(
+    sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    source = copied(sample("mini"), tmp_path / "theirs")
+    front = (
+        "license: mit\npipeline_tag: image-text-to-text\nbase_model:\n- a/one\n- b/two\nbase_model_relation: merge\n"
+    )
+    (source / "README.md").write_text(f"---\n{front}---\n# Theirs\n")
+    edit_json(source / "config.json", lambda config: config.update(model_file="theirs.py"))
+    card = hubtool("card", source).stdout
+    assert card.startswith(f"---\n{front}---\n")
+    assert "[a/one](https://huggingface.co/a/one), [b/two](https://huggingface.co/b/two) (stated by the card)" in card
+    (source / "README.md").write_text("# Theirs\n")
+    assert "text-generation" not in hubtool("card", source).stdout
+
+
+def test_packed_fp4_counts_two_in_a_byte(sample: Samples, converted: Conversions, hubtool: CommandLine) -> None:
+    card = hubtool("card", sample("mini")).stdout
+    headers = LocalSource(sample("mini")).tensors.values()
+    packed = sum(tensor.spec.size for tensor in headers if tensor.spec.dtype == "I8")
+    assert f"| fp4, two in a byte, group 32 | {2 * packed:,} |" in card
+    assert "i8" not in card
+
+
+def test_the_model_file_that_a_foreign_config_names_is_shown(
+    converted: Conversions, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    theirs = copied(converted("mini", "mixed_3_6").folder, tmp_path / "theirs")
+    (theirs / RECORD_FILE).unlink()
+    edit_json(theirs / "config.json", lambda config: config.update(model_file="theirs.py"))
+    card = hubtool("card", theirs).stdout
+    assert "as\n> `theirs.py`." in card
+    assert "deepseek_v4.py" not in card
 
 
 def test_the_preview_is_a_page_of_its_own(folder: Path, hubtool: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
