@@ -58,7 +58,7 @@ def view_record(record: Record, assets: Collection[str]) -> Section:
         "summary": _summary(record, status),
         "machines": machine_table(record),
         "run": run_section(record.repo, _model_file(record), loaded_with(record)),
-        "chips": label_rows(record.measured, record.plan.label_bits),
+        "chips": label_rows(record.measured, record.plan.label_bits, mlx=True),
         "recipe": recipe_section(record),
         "source": _source(record),
         "validation": _validation(record, status),
@@ -88,7 +88,7 @@ def view_unrecorded(found: Unrecorded) -> Section:
         },
         "machines": None,
         "run": run_section(found.repo, found.model_file, None) if found.library == "mlx" else None,
-        "chips": label_rows(measured, found.label_bits),
+        "chips": label_rows(measured, found.label_bits, mlx=found.library == "mlx"),
         "recipe": {
             "description": "",
             "error": "",

@@ -37,9 +37,10 @@ SEED_FACTS = (
     "FP4 and FP8 weights were decoded exactly",
     "E8M0 scales is the raw exponent",
     *SEED_NOTES.splitlines(),
-    "Model size 284.3B",
+    "Model size 284B params",
     *(f"| Tensor type {dtype} |" for dtype in ("BF16", "U32", "F32", "I64")),
     "| 4-bit |",
+    "| MLX |",
 )
 """What the first conversion's card and page say, the publisher's local path left out."""
 
@@ -115,6 +116,16 @@ def test_the_machines_table_follows_weights_and_cache(flash: Record) -> None:
     big = (CacheRecord(tokens=4096, nbytes=10**9), CacheRecord(tokens=131072, nbytes=20 * 10**9))
     longer = msgspec.structs.replace(flash, plan=msgspec.structs.replace(flash.plan, cache=big))
     assert "| Mac with 192 GB (138.24 GiB usable) | yes | no |" in render_card(longer)
+
+
+def test_the_smallest_machine_is_said_with_the_conversation_that_it_holds(flash: Record) -> None:
+    assert "The smallest Mac that holds it with a conversation of 4k tokens has 192 GB." in render_card(flash)
+    huge = msgspec.structs.replace(flash, measured=msgspec.structs.replace(flash.measured, nbytes=10**12))
+    assert "No Mac holds it, not even with a conversation of 4k tokens." in render_card(huge)
+
+
+def test_the_hashes_of_the_source_stand_last_in_their_section(seed: str) -> None:
+    assert section(seed, "## Source").rstrip().endswith("</details>")
 
 
 def test_a_streamed_generation_says_what_memory_it_took(flash: Record) -> None:
