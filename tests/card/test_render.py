@@ -1,6 +1,10 @@
 """The card as prose: goldens for each kind of outcome, and the seed's facts among hubtool's."""
 
+import hashlib
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -10,7 +14,8 @@ from inline_snapshot import external_file
 from hubtool.card import render_card
 from hubtool.card.view import PICTURES
 from hubtool.errors import UsageError
-from hubtool.record import CacheRecord, Record, SiblingRecord
+from hubtool.recipe import load_recipe
+from hubtool.record import CacheRecord, Record, SiblingRecord, encode_record
 from tests.card.records import BASE, COMMIT, OUTCOMES, REPO, SEED_EVIDENCE, SEED_NOTES, TOOLING, with_evidence
 from tests.fixtures import Conversions
 
@@ -145,6 +150,28 @@ def test_a_tested_mlx_lm_is_pinned(flash: Record) -> None:
     assert 'pip install "mlx-lm==0.32.2"' in render_card(with_evidence(flash, *OUTCOMES["loaded"]))
     assert 'pip install "mlx-lm>=0.32"' in render_card(with_evidence(flash, *SEED_EVIDENCE))
     assert TOOLING in render_card(with_evidence(flash, *SEED_EVIDENCE))
+
+
+def test_a_recipe_of_ones_own_is_written_out_of_the_record_first(flash: Record, tmp_path: Path) -> None:
+    text = flash.recipe.text + "# größer\n"
+    mine = msgspec.structs.replace(
+        flash.recipe, name="mine", text=text, sha256=hashlib.sha256(text.encode()).hexdigest()
+    )
+    record = msgspec.structs.replace(flash, recipe=mine)
+    lines = section(render_card(record), "## Reproduce").split("\n")
+    assert f"hf download {REPO} hubtool.json --local-dir ." in lines
+    (write,) = [line for line in lines if line.startswith("python -c ")]
+    (tmp_path / "hubtool.json").write_bytes(encode_record(record))
+    subprocess.run([sys.executable, *shlex.split(write)[1:]], cwd=tmp_path, check=True)
+    assert load_recipe(str(tmp_path / "mine.toml")).sha256 == mine.sha256
+    assert any("--recipe ./mine.toml --out" in line for line in lines)
+
+
+def test_a_recipe_of_hubtools_own_goes_by_its_name(flash: Record) -> None:
+    reproduce = section(render_card(flash), "## Reproduce")
+    assert "--recipe mixed_3_6 --out" in reproduce
+    assert "python -c" not in reproduce
+    assert "`pip install 'mlx[cpu]==0.32.4'`" in reproduce
 
 
 def test_siblings_are_listed_with_bits_and_bytes(flash: Record) -> None:
