@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from hubtool.card.foreign import find_fault
 from hubtool.card.measured import Unrecorded
 from hubtool.card.older import older_lines
 from hubtool.card.prose import is_marker, read_prose, without_prose
@@ -206,6 +207,10 @@ def _compare_facts(found: str, truth: _Truth) -> Iterator[Finding]:
         links = set(_LINK.findall(fact.text))
         if (fact.label, fact.value) not in truth.facts or not links <= truth.links:
             yield _false(fact, truth)
+    body = split_card(found)[1]
+    if fault := find_fault(body):
+        # Each line may be true, and yet not be seen: within a block of code, or folded away.
+        yield Finding(found.count("\n") - body.count("\n") + fault.line, fault.found, "")
     yield from _missing(facts, truth, found.rstrip("\n").count("\n") + 1)
 
 

@@ -170,6 +170,15 @@ def test_a_fact_left_out_of_a_card_of_other_templates_is_found(start: str, older
     assert any("missing" in str(finding) for finding in found), found
 
 
+@pytest.mark.parametrize("line", ["</details>", "```"])
+def test_lines_that_are_folded_away_or_made_code_are_found(line: str, older_template: str, record: Record) -> None:
+    lines = older_template.split("\n")
+    lines.pop(len(lines) - 1 - lines[::-1].index(line))
+    assert any(
+        "closed" in finding.found or "without" in finding.found for finding in findings("\n".join(lines), record)
+    )
+
+
 def test_a_card_of_nothing_but_metadata_and_a_boast_is_found(card: str, record: Record) -> None:
     front = card[: card.index("\n---\n") + len("\n---\n")]
     boast = "Lossless. Generation-qualified on every Mac."
