@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from hubtool import units
+from hubtool.card import check_publishable
 from hubtool.convert import ERROR_ROWS, Target, begun_error_rows, check_disks, check_folder, convert
 from hubtool.documents import write_documents_of
 from hubtool.errors import UsageError
@@ -93,7 +94,8 @@ def convert_sources(source: Source, targets: Sequence[Target], effort: Effort, w
     Raises:
         HubtoolError: Any stage failed; what was done is kept, and the same call goes on.
     """
-    source_metadata(source)  # one without a license is refused before it is converted
+    # What the Hub would refuse is noticed before the work, not after it.
+    check_publishable(source_metadata(source), source.identity.repo)
     there = {target.folder: finished(source, target.plan, target.folder) for target in targets}
     missing = [target for target in targets if there[target.folder] is None]
     if missing:

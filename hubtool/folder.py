@@ -47,7 +47,7 @@ def source_metadata(source: Source) -> dict[str, str | list[str]]:
     """License and language that the source's card declares.
 
     Raises:
-        SourceError: There is no card, its front matter is not YAML, or it names no license.
+        SourceError: There is no card, its front matter is not YAML, it names no license, or something else than text.
     """
     remedy = "ask the model's publisher; hubtool publishes nothing without a license"
     if CARD_FILE not in source.files:
@@ -71,7 +71,18 @@ def source_metadata(source: Source) -> dict[str, str | list[str]]:
             expected="`license: ...`",
             remedy=remedy,
         )
-    return {key: data[key] for key in CARRIED_KEYS if data.get(key)}
+    carried = {key: data[key] for key in CARRIED_KEYS if data.get(key) not in (None, "", [])}
+    for key, value in carried.items():
+        wrong = [each for each in (value if isinstance(value, list) else [value]) if not isinstance(each, str)]
+        if wrong:
+            raise SourceError(
+                "front matter that is not text",
+                where=f"{CARD_FILE}: {key}",
+                found=repr(wrong[0]),
+                expected="a string or a list of strings",
+                remedy="YAML reads no, yes and numbers as something else: put it in quotes in the source's card",
+            )
+    return carried
 
 
 def output_config(plan: Plan) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import getpass
 import ipaddress
 import re
 import socket
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,7 +18,10 @@ BINARY = (".safetensors", ".png", ".npz", ".gguf", ".model")
 """Ends of names of files that hold no text."""
 
 VOCABULARIES = ("tokenizer.json", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json")
-"""Files that list words: a name of the machine among them says nothing. They are looked through for all else."""
+"""Files that list words: a name of the machine among them says nothing, nor does what looks like any path.
+
+They are looked through for all else, and for paths of which the beginning tells that they are some.
+"""
 
 GENERIC_NAMES = frozenset(
     "admin builder debian docker localhost macbook macbook-air macbook-pro mac-mini mac-studio nobody root runner "
@@ -29,14 +32,22 @@ GENERIC_NAMES = frozenset(
 LEAST_NAME = 4
 """Characters of a user or host name below which it may be any word."""
 
-_PATHS = re.compile(
-    r"(?<![\w./~-])(?:"
+_PLACES = (
     r"/(?:Users|home|Volumes|media|mnt|private|root|scratch|tmp|var/folders)/[\w.@+-]+"
-    r"|[A-Za-z]:\\{1,2}[\w .$-]+\\"
+    r"|[A-Za-z]:\\{2}[\w .$-]+\\"
+    r"|[A-Za-z]:\\(?![nrt])[\w .$-]+\\"  # in text that is code, one backslash and one of these is a line break
     r"|\\\\[\w.-]+\\[\w.$-]+"
-    r"|~[\w-]*/[\w.-]+"
+    r"|~[\w-]*/(?!\.cache/|\.config/)[\w.-]+"
     r"|file://[^\s\"'<>]+"
-    r")[\w./@+\\-]*"
+)
+_ELSEWHERE = r"/(?:usr/(?:local/)?)?s?bin/|/dev/(?:null|shm|std|u?random|zero)|/proc/|/sys/|/path/to\b|/v\d+/|/api/"
+"""What lies at the same place on every machine or on a server, and what stands for a place."""
+
+_OPTION = r"(?<=\s-[A-Za-z])"
+_KNOWN_PATHS = re.compile(rf"(?:(?<![\w./~-])|{_OPTION})(?:{_PLACES})[\w./@+\\-]*")
+# Not within a tag, a pattern, or what is put together from parts.
+_PATHS = re.compile(
+    rf"{_KNOWN_PATHS.pattern}|(?:(?<![\w./~<)\]}}*$-])|{_OPTION})(?!{_ELSEWHERE})/[\w.@+-]+/[\w.@+-]+[\w./@+\\-]*"
 )
 _TOKENS = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}|\bapi_org_[A-Za-z0-9]{20,}"  # Hugging Face
@@ -48,7 +59,8 @@ _TOKENS = re.compile(
     r"|(?<=://)[^\s/@:\"']+:[^\s/@\"']+(?=@)"  # a password in an address
 )
 _ADDRESSES = re.compile(
-    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|(?=[0-9a-fA-F:]*:[0-9a-fA-F]*:)[0-9a-fA-F:]{4,39})(?![\w:]|\.\d)"
+    r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)"
+    r"|(?<![\w.:])(?=[0-9a-fA-F:]*:[0-9a-fA-F]*:)[0-9a-fA-F:]{4,39}(?![\w:]|\.\d)"
 )
 
 PRIVATE_NETWORKS = tuple(
@@ -111,10 +123,12 @@ def _telling(names: Iterable[str]) -> frozenset[str]:
 
 def scan_text(file: str, text: str, identity: Identity) -> Iterator[Leak]:
     """Everything in a text that must not be published, by line."""
-    named = Identity(frozenset(), frozenset()) if _is_vocabulary(file) else identity
+    is_vocabulary = _is_vocabulary(file)
+    named = Identity(frozenset(), frozenset()) if is_vocabulary else identity
+    paths = _KNOWN_PATHS if is_vocabulary else _PATHS
     kinds = (("user name", _words(named.users)), ("host name", _words(named.hosts)))
     for number, line in enumerate(text.splitlines(), start=1):
-        for match in _PATHS.finditer(line):
+        for match in paths.finditer(line):
             yield Leak(file, number, "path", match[0])
         for match in _TOKENS.finditer(line):
             yield Leak(file, number, "token", f"{match[0][:6]}...")
@@ -144,6 +158,15 @@ def _is_private(text: str) -> bool:
     return any(address in network for network in PRIVATE_NETWORKS if network.version == address.version)
 
 
+def scan_files(files: Iterable[tuple[str, bytes]], identity: Identity) -> Iterator[Leak]:
+    """Everything in files, given by name and content, that must not be published."""
+    for name, content in files:
+        if name.startswith("/") or ".." in Path(name).parts:
+            yield Leak(name, 0, "path", name)
+        if not name.endswith(BINARY):
+            yield from scan_text(name, content.decode("utf-8", errors="replace"), identity)
+
+
 def scan_folder(folder: Path, names: Iterable[str], identity: Identity) -> tuple[Leak, ...]:
     """Everything in these files of a folder that must not be published.
 
@@ -152,12 +175,8 @@ def scan_folder(folder: Path, names: Iterable[str], identity: Identity) -> tuple
         names: The files that are to be published.
         identity: Whose names must not be.
     """
-    leaks: list[Leak] = []
-    for name in names:
-        leaks += [Leak(name, 0, "path", name)] if name.startswith("/") or ".." in Path(name).parts else []
-        if not name.endswith(BINARY):
-            leaks += scan_text(name, (folder / name).read_bytes().decode("utf-8", errors="replace"), identity)
-    return tuple(leaks)
+    files = ((name, b"" if name.endswith(BINARY) else (folder / name).read_bytes()) for name in names)
+    return tuple(scan_files(files, identity))
 
 
 def require_private(folder: Path, names: Iterable[str], public: Iterable[str] = ()) -> None:
@@ -171,13 +190,21 @@ def require_private(folder: Path, names: Iterable[str], public: Iterable[str] = 
     Raises:
         OutputError: A file holds a path, a token, a private address, or the user's or machine's name.
     """
-    leaks = scan_folder(folder, names, read_identity().without(public))
+    _refuse(folder, scan_folder(folder, names, read_identity().without(public)))
+
+
+def require_private_texts(where: str, files: Mapping[str, bytes], public: Iterable[str] = ()) -> None:
+    """Refuse to publish files, by name and content, that tell of the publisher's machine: see `require_private`."""
+    _refuse(where, tuple(scan_files(files.items(), read_identity().without(public))))
+
+
+def _refuse(where: Path | str, leaks: Sequence[Leak]) -> None:
     if leaks:
         shown = "; ".join(str(leak) for leak in leaks[:5])
         more = f"; and {len(leaks) - 5} more" if len(leaks) > 5 else ""
         raise OutputError(
             "a file tells what is nobody's business",
-            where=folder,
+            where=where,
             found=f"{shown}{more}",
             remedy="take it out of the file, or out of the source that the file comes from, and convert again",
         )

@@ -12,13 +12,13 @@ from huggingface_hub import HfApi
 
 import hubtool
 from hubtool.card import Unread, Unrecorded, check_card, describe_unrecorded, read_prose, render_card
-from hubtool.card.metadata import CHAT_TEMPLATE_FILE
-from hubtool.errors import HubError, OutputError, SourceError
+from hubtool.errors import HubError, OutputError, SourceError, VerificationError
 from hubtool.http import list_files, make_api, translated
-from hubtool.hub import commit_documents
+from hubtool.hub import Destination
 from hubtool.hub_source import HubSource
 from hubtool.journal import write_beside
 from hubtool.measure import measure_files
+from hubtool.merging import keep_base, merge_prose, read_base
 from hubtool.provenance import check_statements, make_statements, remove_stale
 from hubtool.record import (
     ASSETS_PREFIX,
@@ -31,6 +31,7 @@ from hubtool.record import (
     decode_record,
     encode_record,
 )
+from hubtool.release import Change, commit_documents
 from hubtool.source import CONFIG_FILE, HUB_PREFIX, LocalSource, parse_json, parse_spec
 from hubtool.tensors import Header, read_header
 from hubtool.validate.stamps import describe_touched, find_touched
@@ -49,6 +50,7 @@ class Opened:
         assets: Names of its pictures.
         statements: Its provenance, by file name.
         disagreements: Where record and bytes contradict each other, or may: a shard was touched since it was hashed.
+        mendable: Where the provenance is not what the record says; it can be made anew, as the card can.
     """
 
     name: str
@@ -59,6 +61,12 @@ class Opened:
     assets: tuple[str, ...]
     statements: Mapping[str, bytes]
     disagreements: tuple[str, ...]
+    mendable: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Everything that is wrong beside the card."""
+        return (*self.disagreements, *self.mendable)
 
     @property
     def writable(self) -> bool:
@@ -175,13 +183,14 @@ def _open(place: _Place) -> Opened:
             headers=headers,
             config=parse_json(place.read(CONFIG_FILE), CONFIG_FILE) if CONFIG_FILE in names else {},
             card=card,
-            conversational=CHAT_TEMPLATE_FILE in names,
         )
         subject = describe_unrecorded(unread, measurement.facts)
     statements = {name: place.read(name) for name in (PROVENANCE_FILE, TEST_RESULT_FILE) if name in names}
     problems = measurement.disagreements
-    if record is not None and statements:
-        problems += check_statements(record, statements)
+    mendable: tuple[str, ...] = ()
+    if record is not None:
+        problems += _misplaced(place, record)
+        mendable = check_statements(record, statements)
     if record is not None and place.folder is not None:
         problems += _touched(place.folder, record)
     return Opened(
@@ -193,6 +202,7 @@ def _open(place: _Place) -> Opened:
         assets=tuple(place.assets),
         statements=statements,
         disagreements=problems,
+        mendable=mendable,
     )
 
 
@@ -201,6 +211,13 @@ def _touched(folder: Path, record: Record) -> tuple[str, ...]:
     names = [name for name in find_touched(folder, record) or () if _is_shard(name)]
     remedy = "run `hubtool validate --integrity` to see whether their bytes changed"
     return (f"{describe_touched(names)} since the validation; {remedy}",) if names else ()
+
+
+def _misplaced(place: _Place, record: Record) -> tuple[str, ...]:
+    """That a repo has the record of another, where it has: a copy, say, whose commands would fetch the original."""
+    if place.folder is not None or record.repo in (None, place.name):
+        return ()
+    return (f"{RECORD_FILE}: published as {record.repo}, but this is {place.name}",)
 
 
 def make_card(opened: Opened, templates: Path | None = None) -> str:
@@ -213,17 +230,38 @@ def make_card(opened: Opened, templates: Path | None = None) -> str:
     return render_card(opened.subject, templates, prose=read_prose(opened.card), assets=opened.assets)
 
 
-def check(opened: Opened, templates: Path | None = None) -> tuple[str, ...]:
-    """Every figure and claim of the card that is not what record and bytes say, as sentences; none if it holds.
+@dataclass(frozen=True)
+class Checked:
+    """What is wrong with a card.
+
+    Attributes:
+        problems: Every figure and claim that is not what record and bytes say, as sentences; none if it holds.
+        how: How it was compared: see `Comparison`.
+    """
+
+    problems: tuple[str, ...]
+    how: str
+
+    @property
+    def remark(self) -> str:
+        """What a person should know of how it was compared; empty where it is as exact as can be."""
+        if self.how == "line by line":
+            return ""
+        return f"compared {self.how}: other templates made it; `hubtool card` makes it anew"
+
+
+def check(opened: Opened, templates: Path | None = None) -> Checked:
+    """Hold the card against record and bytes.
 
     Raises:
         OutputError: The prose cannot be told from the rest.
         UsageError: A template cannot be used.
     """
     if not opened.card:
-        return (f"{CARD_FILE}: missing", *opened.disagreements)
-    findings = check_card(opened.card, opened.subject, templates, opened.assets)
-    return (*(f"{CARD_FILE}: {finding}" for finding in findings), *opened.disagreements)
+        return Checked((f"{CARD_FILE}: missing", *opened.problems), "line by line")
+    compared = check_card(opened.card, opened.subject, templates, opened.assets)
+    findings = (f"{CARD_FILE}: {finding}" for finding in compared.findings)
+    return Checked((*findings, *opened.problems), compared.how)
 
 
 def diff(opened: Opened, card: str) -> str:
@@ -258,8 +296,9 @@ def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Push
 
     Raises:
         SourceError: It has no record.
+        VerificationError: A record says what bytes do not, or the repo is another's copy.
         HubError: The repo holds other files than the record, someone has committed meanwhile, or the Hub refused.
-        OutputError: Folder and repo have different prose in one section.
+        OutputError: Folder and repo have different prose in one section, or a file tells of the publisher's machine.
     """
     record = opened.record
     repo = opened.name if opened.folder is None else record.repo
@@ -275,18 +314,36 @@ def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Push
             expected=record.subject,
             remedy="upload the folder",
         )
-    prose = read_prose(opened.card) if there is opened else _merge_prose(opened, there)
+    _require_true(opened)
+    _require_true(there)
+    base = read_base(opened.folder, api.endpoint, Destination(repo).key) if opened.folder else ""
+    prose = merge_prose(opened.card, there.card, base, (opened.name, there.name))
     pictures = _pictures(opened, there)
     assets = sorted({*there.assets, *pictures})
-    documents = {CARD_FILE: render_card(record, templates, prose=prose, assets=assets).encode(), **pictures}
+    card = render_card(record, templates, prose=prose, assets=assets).encode()
+    documents = {CARD_FILE: card, **make_statements(record), **pictures}
     if encode_record(record) != encode_record(there.record):
-        documents |= {RECORD_FILE: encode_record(record), **make_statements(record)}
+        documents[RECORD_FILE] = encode_record(record)
     known = {CARD_FILE: there.card.encode(), **there.statements}
     changed = {name: content for name, content in documents.items() if known.get(name) != content}
     if not changed:
         return Pushed(repo, there.commit, ())
     message = f"Card made anew with hubtool {hubtool.__version__}"
-    return Pushed(repo, commit_documents(api, repo, changed, there.commit, message), tuple(changed))
+    commit = commit_documents(api, record, changed, Change(repo, there.commit, message))
+    if opened.folder is not None:
+        keep_base(opened.folder, api.endpoint, Destination(repo).key, documents[CARD_FILE])
+    return Pushed(repo, commit, tuple(changed))
+
+
+def _require_true(opened: Opened) -> None:
+    """Raise VerificationError if a card of this record would say what is not so."""
+    if opened.disagreements:
+        raise VerificationError(
+            "record and bytes disagree",
+            where=opened.name,
+            found="; ".join(opened.disagreements),
+            remedy="publish the folder again with `hubtool upload`",
+        )
 
 
 def _pictures(opened: Opened, there: Opened) -> dict[str, bytes]:
@@ -298,29 +355,20 @@ def _pictures(opened: Opened, there: Opened) -> dict[str, bytes]:
     return {name: (opened.folder / name).read_bytes() for name in names}
 
 
-def _merge_prose(mine: Opened, theirs: Opened) -> dict[str, str]:
-    merged = read_prose(theirs.card)
-    for name, prose in read_prose(mine.card).items():
-        other = merged.get(name, "")
-        if prose.strip() and other.strip() and prose != other:
-            raise OutputError(
-                f"different prose in the section {name}",
-                where=f"{mine.name} and {theirs.name}",
-                remedy=f"make them equal, or run `hubtool card {theirs.name} --push`, which keeps the repo's",
-            )
-        merged[name] = other if other.strip() else prose
-    return merged
-
-
 def with_pictures(opened: Opened, pictures: Mapping[str, bytes]) -> Opened:
-    """The folder after these pictures were written to it.
+    """The folder as it is with these pictures; see `write_pictures`.
 
     Raises:
         OutputError: It is no folder.
     """
     if opened.folder is None:
         raise OutputError("not a folder", where=opened.name, remedy="draw the pictures in a folder, and push it")
+    return replace(opened, assets=tuple(sorted({*opened.assets, *pictures})))
+
+
+def write_pictures(opened: Opened, pictures: Mapping[str, bytes]) -> None:
+    """Write pictures to the folder."""
+    assert opened.folder is not None, opened.name
     (opened.folder / ASSETS_PREFIX).mkdir(exist_ok=True)
     for name, content in pictures.items():
         write_beside(opened.folder / name, content)
-    return replace(opened, assets=tuple(sorted({*opened.assets, *pictures})))

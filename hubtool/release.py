@@ -1,7 +1,7 @@
 """A finished folder -> the Hub: checked, uploaded in one commit, verified, tagged."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import huggingface_hub
@@ -12,9 +12,10 @@ from hubtool.conversion import Converted, Watch
 from hubtool.documents import address
 from hubtool.errors import VerificationError
 from hubtool.folder import source_metadata
+from hubtool.merging import adopt_prose, keep_base
 from hubtool.plan import Plan
-from hubtool.privacy import require_private
-from hubtool.record import Record
+from hubtool.privacy import require_private, require_private_texts
+from hubtool.record import CARD_FILE, Record
 from hubtool.source import Source
 
 PATIENCE = hub.Patience()
@@ -44,16 +45,18 @@ def publish_folder(
         HubError: The Hub refused, or could not be reached.
         VerificationError: The Hub has other bytes than the record says.
     """
-    target, folder = hub.PatientHub(api, patience, watch.say), converted.folder
-    record = converted.record
-    if record.repo != to.repo:
-        record = address(folder, record, to.repo)
-    upload = hub.Upload(target, folder, record, to)
+    target = hub.PatientHub(api, patience, watch.say)
+    converted = addressed(converted, to.repo)
+    folder, record = converted.folder, converted.record
     with watch.stage("check"):
+        if adopt_prose(target, folder, record, to, write=True):
+            watch.say(f"{folder / CARD_FILE}: took in what was written on the page of {to.repo}")
+        upload = hub.Upload(target, folder, record, to)
         require_private_folder(folder, record, to.repo)
         outlook = upload.look()
     with watch.stage("upload", outlook.nbytes) as advance:
         published = upload.run(lambda name, nbytes: advance(nbytes, name))
+    keep_base(folder, api.endpoint, to.key, (folder / CARD_FILE).read_bytes())
     if not published.changed:
         watch.say(f"{to.repo} has every file already: nothing to upload")
     if published.foreign:
@@ -63,6 +66,17 @@ def publish_folder(
         require_verified(verification)
         tag = hub.finish(target, to, record, published)
     return Release(Converted(folder, record, converted.fresh), published, verification, tag)
+
+
+def addressed(converted: Converted, repo: str) -> Converted:
+    """A finished folder whose documents say as what it is published; nothing is written if they do.
+
+    Raises:
+        OutputError: The prose of the card cannot be told from the rest; the disk is full.
+    """
+    if converted.record.repo == repo:
+        return converted
+    return replace(converted, record=address(converted.folder, converted.record, repo))
 
 
 def check_before(source: Source, repo: str, watch: Watch) -> None:
@@ -84,6 +98,7 @@ def look_at_folder(api: huggingface_hub.HfApi, converted: Converted, to: hub.Des
         HubError: The Hub refused, or could not be reached.
     """
     target = hub.PatientHub(api, PATIENCE, watch.say)
+    adopt_prose(target, converted.folder, converted.record, to, write=False)
     require_private_folder(converted.folder, converted.record, to.repo)
     return hub.Upload(target, converted.folder, converted.record, to).look()
 
@@ -103,6 +118,34 @@ def require_private_folder(folder: Path, record: Record, repo: str, elsewhere: C
     public = [name for name in (repo, record.source.repo) if name]
     names = [name for name in hub.published_names(record, folder) if name not in elsewhere]
     require_private(folder, names, public)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A commit of small files.
+
+    Attributes:
+        repo: `org/name`.
+        parent: The commit that it follows.
+        message: Its title.
+    """
+
+    repo: str
+    parent: str
+    message: str
+
+
+def commit_documents(
+    api: huggingface_hub.HfApi | hub.PatientHub, record: Record, documents: Mapping[str, bytes], change: Change
+) -> str:
+    """The commit that gives a repo these small files and nothing else, after they were looked through.
+
+    Raises:
+        OutputError: A file tells of the publisher's machine.
+        HubError: The Hub refused, someone else has committed meanwhile, or it could not be reached.
+    """
+    require_private_texts(change.repo, documents, [name for name in (change.repo, record.source.repo) if name])
+    return hub.commit_documents(api, change.repo, documents, change.parent, change.message)
 
 
 def require_verified(verification: hub.Verification) -> None:

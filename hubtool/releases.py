@@ -35,7 +35,7 @@ from huggingface_hub import HfApi
 
 import hubtool
 from hubtool import hub
-from hubtool.card import current_evidence
+from hubtool.card import current_evidence, find_prose_fault
 from hubtool.conversion import Converted, Effort, Watch, convert_sources
 from hubtool.convert import Target
 from hubtool.documents import Wording, address, documents_of
@@ -52,7 +52,7 @@ from hubtool.record import (
     decode_record,
     read_record,
 )
-from hubtool.release import PATIENCE, Release, check_before, foresee, publish_folder
+from hubtool.release import PATIENCE, Change, Release, check_before, commit_documents, foresee, publish_folder
 
 RUNGS = ("integrity", "load", "smoke", "smoke-streamed")
 Rung = Literal["integrity", "load", "smoke", "smoke-streamed"]
@@ -158,6 +158,8 @@ def load_release(path: Path) -> ReleaseFile:
         )
     local = beside / file.source
     templates = beside / file.card.templates if file.card.templates else None
+    if templates is not None and not templates.is_dir():
+        raise UsageError("no such folder", where=f"{path}: card.templates", found=templates, remedy="check the path")
     return ReleaseFile(
         path=path,
         source=str(local) if local.is_dir() else file.source,
@@ -180,6 +182,13 @@ def _resolve(variant: Variant, file: _File, beside: Path, out: Path, path: Path)
             found=repo or "none",
             expected="ORG/NAME, of the variant or with {recipe} of the release",
             remedy="mend `repo`",
+        )
+    if fault := find_prose_fault(variant.notes):
+        raise UsageError(
+            "cannot stand in a card",
+            where=f"{path}: variant {name}: notes, line {fault.line}",
+            found=fault.found,
+            remedy="close it, or leave it out",
         )
     local = beside / variant.recipe
     return Planned(
@@ -376,4 +385,4 @@ def withdraw(api: HfApi, repo: str, reason: str, new_version: str | None, watch:
     documents = documents_of(marked, card, pictures)
     assert decode_record(documents[RECORD_FILE]) == marked
     message = f"Withdraw with hubtool {hubtool.__version__}"
-    return hub.commit_documents(target, repo, documents, head, message)
+    return commit_documents(target, marked, documents, Change(repo, head, message))

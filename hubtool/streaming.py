@@ -38,9 +38,10 @@ from hubtool.folder import write_documents
 from hubtool.hub_source import HubSource
 from hubtool.journal import STATE_DIR, Progress, locked, read_origin, write_beside, write_origin, writing
 from hubtool.measure import measure_files
+from hubtool.merging import adopt_prose, keep_base
 from hubtool.pieces import ErrorSums, PieceMaker
 from hubtool.plan import Piece, Plan, Shard
-from hubtool.record import Evidence, FileRecord, Record, read_record
+from hubtool.record import CARD_FILE, Evidence, FileRecord, Record, read_record
 from hubtool.recording import Findings, hash_source, record_findings
 from hubtool.release import PATIENCE, Release, require_private_folder, require_verified
 from hubtool.source import Source, file_sha256
@@ -238,10 +239,13 @@ class Streaming:
         folder, to = self.target.folder, self.to
         if record.repo != to.repo:
             record = address(folder, record, to.repo)
+        if adopt_prose(self._hub, folder, record, to, write=True):
+            self.watch.say(f"{folder / CARD_FILE}: took in what was written on the page of {to.repo}")
         require_private_folder(folder, record, to.repo, [name for name in sent])
         upload = hub.Upload(self._hub, folder, record, to, sent)
         with self.watch.stage("upload") as advance:
             published = upload.run(lambda name, nbytes: advance(0, name))
+        keep_base(folder, self.api.endpoint, to.key, (folder / CARD_FILE).read_bytes())
         with self.watch.stage("verify"):
             verification = hub.verify(self._hub, to.repo, revision=published.commit)
             require_verified(verification)

@@ -77,6 +77,14 @@ def format_parameters(parameters: int) -> str:
     return str(parameters)
 
 
+def format_short_parameters(parameters: int) -> str:
+    """A parameter count as the Hub's page shows it, `284B`, `0.4B`, `22.7M`."""
+    least = ((10**12, 10**12, "T"), (10**8, 10**9, "B"), (0, 10**6, "M"))
+    unit, name = next((unit, name) for start, unit, name in least if parameters >= start)
+    value = parameters / unit
+    return f"{value:.0f}{name}" if value >= 100 else f"{value:.1f}".removesuffix(".0") + name
+
+
 def format_seconds(seconds: float) -> str:
     """A duration, `1 h 05 min`, `3 min 20 s`, `12 s`, `0.4 s`."""
     if seconds >= 3600:

@@ -17,8 +17,8 @@ from hubtool import device
 from hubtool.cli import cli, console
 from hubtool.cli.console import Console, table
 from hubtool.cli.target import is_loopback
-from tests.checkpoints import copied, file_bytes
 from hubtool.units import MB
+from tests.checkpoints import copied, file_bytes
 from tests.fixtures import CommandLine, Samples
 
 CHECKOUT = Path(__file__).resolve().parent.parent

@@ -1,6 +1,7 @@
 """The finished folder: every file of it, and a source whose license is not known."""
 
 import json
+import re
 from pathlib import Path
 
 import mlx.core as mx
@@ -130,6 +131,24 @@ def test_card_whose_front_matter_cannot_be_read_is_refused(
     assert outcome.stderr.startswith("Error: README.md: front matter cannot be read: found ")
     assert outcome.stderr.endswith(f"; {ASK}\n")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("language", "found"), [("[en, no]", "False"), ("no", "False"), ("[en, 7]", "7")])
+def test_language_that_yaml_reads_as_no_text_is_refused(
+    language: str, found: str, source: Path, refused: Refusal
+) -> None:
+    (source / "README.md").write_text(f"---\nlicense: mit\nlanguage: {language}\n---\n")
+    refused(
+        source,
+        f"README.md: language: front matter that is not text: found {found}, expected a string or a list of strings; "
+        "YAML reads no, yes and numbers as something else: put it in quotes in the source's card",
+        planned=True,
+    )
+
+
+def test_metadata_that_the_hub_would_refuse_is_refused_before_the_work(source: Path, refused: Refusal) -> None:
+    (source / "README.md").write_text("---\nlicense: mine\n---\n")
+    refused(source, re.compile(r"README.md of the source: the Hub would refuse the card's metadata: .*"), planned=True)
 
 
 def test_license_and_language_are_carried_and_nothing_else(source: Path, hubtool: CommandLine, tmp_path: Path) -> None:

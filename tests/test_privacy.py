@@ -22,6 +22,16 @@ LEAKS = {
     "~/models/v4": "path",
     "\\\\server\\share": "path",
     "file:///opt/model": "path",
+    '"/data/models/V4"': "path",
+    "/opt/models": "path",
+    "--out=/workspace/out": "path",
+    "**/home/anna/x**": "path",
+    "cache: /srv/hf": "path",
+    "server:/nas/x": "path",
+    "`/var/lib/x`": "path",
+    "/etc/passwd": "path",
+    "-I/home/anna/x": "path",
+    "C:\\\\new\\\\models": "path",
     "hf_" + "a1B2" * 8: "token",
     "ghp_" + "a1B2" * 9: "token",
     "sk-" + "a1B2" * 8: "token",
@@ -33,6 +43,12 @@ LEAKS = {
     "172.16.0.9": "private address",
     "192.168.178.20": "private address",
     "169.254.1.1": "private address",
+    "http://192.168.1.10:8000/v1": "private address",
+    "10.0.0.5:8080": "private address",
+    "server:10.0.0.5": "private address",
+    "10.0.0.0/24": "private address",
+    "::ffff:192.168.0.1": "private address",
+    "http://[fd12::1]:8080": "private address",
     "fe80::1c2b:3aff:fe4d:5e6f": "private address",
     "fd12:3456:789a::1": "private address",
     "by Annabell": "user name",
@@ -53,6 +69,17 @@ HARMLESS = [
     "sk-learn",
     "::",
     "a ~ b / c",
+    "2>/dev/null",
+    "/usr/local/bin/python3",
+    "fetched into ~/.cache/huggingface/hub",
+    "hubtool convert /path/to/model",
+    "https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash/resolve/main/config.json",
+    "'Q:\\nfoo\\nA:'",
+    "</summary></details>",
+    "**/templates/*.jinja",
+    "f'{root}/blobs/{name}'",
+    "127.0.0.1:8000/v1",
+    "POST to /v1/completions",
     "std::vector<int>",
     '{"bits": 4, "group_size": 128}',
 ]
@@ -81,6 +108,7 @@ def test_a_name_that_is_public_anyway_may_be_published() -> None:
 
 
 def test_a_vocabulary_may_hold_any_word_but_no_path() -> None:
+    assert list(scan_text("tokenizer.json", '"/src/main": 8', ANNA)) == []
     assert list(scan_text("tokenizer.json", '"annabell": 7', ANNA)) == []
     assert [leak.kind for leak in scan_text("tokenizer.json", '"/Users/annabell/x"', ANNA)] == ["path"]
 

@@ -48,6 +48,21 @@ def test_parameters_are_spoken(parameters: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        (7_200_000, "7.2M"),
+        (400_000_000, "0.4B"),
+        (8_000_000_000, "8B"),
+        (28_400_000_000, "28.4B"),
+        (284_334_567_511, "284B"),
+        (1_600_000_000_000, "1.6T"),
+    ],
+)
+def test_parameters_are_shortened_as_the_hub_does(parameters: int, text: str) -> None:
+    assert units.format_short_parameters(parameters) == text
+
+
+@pytest.mark.parametrize(
     ("seconds", "text"), [(0.42, "0.4 s"), (12.3, "12 s"), (200, "3 min 20 s"), (3_900, "1 h 05 min")]
 )
 def test_durations_are_spoken(seconds: float, text: str) -> None:

@@ -6,7 +6,7 @@ The record's values become words and figures here; the templates lay them out an
 from hubtool.card.check import check_card
 from hubtool.card.measured import Unread, Unrecorded, describe_unrecorded
 from hubtool.card.metadata import card_metadata, check_publishable
-from hubtool.card.prose import read_prose
+from hubtool.card.prose import find_prose_fault, read_prose
 from hubtool.card.render import render_card
 from hubtool.card.validation import current_evidence, describe_status, find_change
 
@@ -20,6 +20,7 @@ __all__ = [
     "describe_status",
     "describe_unrecorded",
     "find_change",
+    "find_prose_fault",
     "read_prose",
     "render_card",
 ]

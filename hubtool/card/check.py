@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import yaml
 
+from hubtool.card.foreign import find_fault
 from hubtool.card.measured import Unrecorded
-from hubtool.card.prose import read_prose, without_prose
+from hubtool.card.older import older_lines
+from hubtool.card.prose import is_marker, read_prose, without_prose
 from hubtool.card.render import render_card
-from hubtool.card.validation import CHECKS
 from hubtool.hubrules import read_metadata, split_card
 from hubtool.record import Record
 
@@ -34,39 +35,60 @@ class Finding:
 
     def __str__(self) -> str:
         if not self.expected:
-            return f"line {self.line}: {self.found!r} is not in the record"
+            return f"line {self.line}: {self.found!r} is not what hubtool writes of this record"
         if not self.found:
             return f"line {self.line}: missing: {self.expected!r}"
         return f"line {self.line}: {self.found!r}, the record says {self.expected!r}"
 
 
-_MADE_BY = re.compile(r"^<!-- hubtool:card (.*) -->$", re.MULTILINE)
+_MADE_BY = re.compile(r"^<!-- hubtool:card ((?:(?!-->).)*) -->$", re.MULTILINE)
 _DIGITS = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a card compares with the record.
+
+    Attributes:
+        findings: Every figure and claim that is not what the record says.
+        how: `line by line`, or `fact by fact` if other templates made the card.
+    """
+
+    findings: tuple[Finding, ...]
+    how: str
 
 
 def check_card(
     card: str, record: Record | Unrecorded, templates: Path | None = None, assets: Collection[str] = ()
-) -> tuple[Finding, ...]:
+) -> Comparison:
     """Every figure and claim of a card that is not what the record says, outside the publisher's prose.
 
     A card of these templates must be the one that they make of the record, to the byte. One of an older hubtool or
-    of other templates is compared fact by fact.
+    of other templates is compared fact by fact: it may leave out what earlier ones did not say, and have their words,
+    but no others.
 
     Raises:
         OutputError: The prose of the card cannot be told from the rest.
         UsageError: A template cannot be used.
     """
-    return compare_cards(card, render_card(record, templates, prose=read_prose(card), assets=assets))
+    older = older_lines(record) if isinstance(record, Record) else {}
+    return compare_cards(card, render_card(record, templates, prose=read_prose(card), assets=assets), older)
 
 
-def compare_cards(card: str, fresh: str) -> tuple[Finding, ...]:
-    """Where a card says something else than a fresh one, which is made around the same prose: see `check_card`."""
-    if card.replace("\r\n", "\n") == fresh:
-        return ()
+def compare_cards(card: str, fresh: str, older: Mapping[str, str]) -> Comparison:
+    """Where a card says something else than a fresh one, which is made around the same prose: see `check_card`.
+
+    Args:
+        card: The card.
+        fresh: The card as it should be.
+        older: Lines that it may have too, with the label of what they say.
+    """
     found, expected = without_prose(card), without_prose(fresh)
     if _made_by(found) == _made_by(expected) or _masked(found) == _masked(expected):
-        return tuple(_compare_lines(found.split("\n"), expected.split("\n")))
-    return tuple(sorted(_compare_facts(found, expected), key=lambda finding: finding.line))
+        return Comparison(tuple(_compare_lines(found.split("\n"), expected.split("\n"))), "line by line")
+    truth = _read_truth(expected, tuple(older.items()))
+    findings = [*_compare_metadata(found, expected), *_compare_facts(found, truth)]
+    return Comparison(tuple(sorted(findings, key=lambda finding: finding.line)), "fact by fact")
 
 
 def _masked(text: str) -> str:
@@ -79,6 +101,8 @@ def _made_by(card: str) -> str | None:
 
 
 def _compare_lines(found: list[str], expected: list[str]) -> Iterator[Finding]:
+    # Spaces at the end of a line show nothing; those at its beginning make it code.
+    found, expected = [line.rstrip() for line in found], [line.rstrip() for line in expected]
     matcher = difflib.SequenceMatcher(None, found, expected, autojunk=False)
     for kind, start, stop, first, last in matcher.get_opcodes():
         if kind == "equal":
@@ -87,8 +111,8 @@ def _compare_lines(found: list[str], expected: list[str]) -> Iterator[Finding]:
         for index in range(pairs):
             said = found[start + index] if start + index < stop else ""
             true = expected[first + index] if first + index < last else ""
-            if said.strip() or true.strip():
-                yield Finding(min(start + index, stop) + 1, *_differing(said.strip(), true.strip()))
+            if said or true:
+                yield Finding(min(start + index, stop) + 1, *_differing(said, true))
 
 
 def _differing(found: str, expected: str) -> tuple[str, str]:
@@ -96,7 +120,7 @@ def _differing(found: str, expected: str) -> tuple[str, str]:
     cells, others = found.split(" | "), expected.split(" | ")
     if len(cells) == len(others) > 1:
         differ = [(a, b) for a, b in zip(cells, others, strict=True) if a != b]
-        if len(differ) < len(cells):
+        if 0 < len(differ) < len(cells):
             name = cells[0].strip("| ")
             changed, true = (" | ".join(parts) for parts in zip(*differ, strict=True))
             return f"{name}: {changed}".strip(" |"), true.strip(" |")
@@ -105,111 +129,107 @@ def _differing(found: str, expected: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Fact:
-    """Something that a card says: under which heading, of what, and what. `text` is the whole of it."""
+    """Something that a card says: of what, and what; `line` is where.
+
+    Attributes:
+        line: From 1.
+        label: The first cell of a row, after the name of its column if there are more than two; or what stands before
+            the colon of a list's item; else empty.
+        value: The other cells with the names of their columns, or the rest; in small letters.
+        text: The line as it stands.
+    """
 
     line: int
-    section: str
     label: str
     value: str
     text: str
 
 
-_MARKUP = re.compile(r"\[([^\]]*)\]\([^)]*\)|[`*\\]|</?[a-z]+>")
-_TOKEN = re.compile(r"[\w.,/@+-]*\d[\w.,/@+%-]*")
-_WORD = re.compile(r"\W*([A-Za-z%]+)")
-_STATUS = re.compile(r"(not )?(?:generation-qualified|load-validated)(, streamed)?")
-_REPO = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)")
-_RULE = re.compile(r"\|[-: |]+\|?")
+_LINK = re.compile(r"!?\[([^\]]*)\]\(([^)]*)\)")
+_SHOWN_AS_IT_IS = re.compile(r"[`*\\]")
+_RULE = re.compile(r"\|(?=.*-)[-: |]+\|?")
+_ITEM = re.compile(r"[-*•] ([^:.]{1,60}): (.+)")
+_LEADING = ("Treat this artifact as", "Withdrawn on")
+"""How the sentences begin that every card has to have where a fresh one has them."""
 
+_ALWAYS = frozenset(
+    {
+        *("base model", "source revision", "architecture", "model type", "license", "recipe", "quantization mode"),
+        *("group size", "effective bits per weight", "parameters", "shards", "indexed mlx tensor size", "made with"),
+        *("not converted", "quality was not measured"),
+        *(leading.lower() for leading in _LEADING),
+    }
+)
+"""What every card says that any hubtool made."""
 
-def _compare_facts(found: str, expected: str) -> Iterator[Finding]:
-    yield from _compare_metadata(found, expected)
-    truth = _read_truth(expected)
-    lines = found.split("\n")
-    for fact in _facts(found):
-        line = lines[fact.line - 1]
-        if same := truth.lines.get(_masked(line)):
-            # The templates agree on this line, so its figures must stand where they stand.
-            if line not in same:
-                yield Finding(fact.line, *_differing(line, same[0]))
-        else:
-            yield from _compare_fact(fact, truth)
-    yield from _compare_claims(lines, expected)
+_ALWAYS_TABLES = ("check ", "component ")
+"""The first column of the tables of which every card has every row."""
 
 
 @dataclass(frozen=True)
 class _Truth:
-    """What a fresh card says, looked up in every way that an older one may say it.
+    """What a card may say, and what it must.
 
     Attributes:
-        lines: Its lines by what is left of them without digits.
-        values: By label.
-        outcomes: Of its validations, by their label.
-        figures: By what is left of them without digits, with the word after each.
+        facts: Labels and values of the fresh card, and of the lines that an older one may have.
+        required: The facts of the fresh card that no card may lack.
+        older: By label and value of an older line, the label of the required fact that it states.
+        links: Text and target of every link.
+        lines: Lines of the fresh card by what is left of them without digits.
     """
 
+    facts: frozenset[tuple[str, str]]
+    required: tuple[_Fact, ...]
+    older: Mapping[tuple[str, str], str]
+    links: frozenset[tuple[str, str]]
     lines: Mapping[str, list[str]]
-    values: Mapping[str, list[str]]
-    outcomes: Mapping[str, set[str]]
-    figures: Mapping[str, set[tuple[str, str]]]
-
-    def knows(self, figure: tuple[str, str]) -> bool:
-        """Whether a figure stands in the card, with the same word after it if figures of its kind have that word."""
-        alike = self.figures.get(_masked(figure[0]), set())
-        with_word = {name for name, word in alike if word == figure[1]}
-        return figure[0] in (with_word or {name for name, _ in alike})
 
 
 @lru_cache(maxsize=1)
-def _read_truth(card: str) -> _Truth:
+def _read_truth(card: str, older: tuple[tuple[str, str], ...]) -> _Truth:
+    facts = tuple(_facts(card))
+    restated = {(fact.label, fact.value): _label(label) for line, label in older for fact in _facts(line)}
     lines: dict[str, list[str]] = defaultdict(list)
-    values: dict[str, list[str]] = defaultdict(list)
-    outcomes: dict[str, set[str]] = defaultdict(set)
-    figures: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for line in card.split("\n"):
-        lines[_masked(line)].append(line)
-    for fact in _facts(card):
-        values[fact.label].append(fact.value)
-        if fact.label.endswith(" outcome"):
-            outcomes[fact.label.removesuffix(" outcome")].add(_outcome(fact.value))
-    for figure in _figures(_plain(card)):
-        figures[_masked(figure[0])].add(figure)
-    return _Truth(lines, values, outcomes, figures)
+    for fact in facts:
+        lines[_masked(fact.text)].append(fact.text)
+    return _Truth(
+        facts=frozenset({*((fact.label, fact.value) for fact in facts), *restated}),
+        required=tuple(fact for fact in facts if fact.label in _ALWAYS or fact.label.startswith(_ALWAYS_TABLES)),
+        older=restated,
+        links=frozenset(_LINK.findall("\n".join([card, *(line for line, _ in older)]))),
+        lines=lines,
+    )
 
 
-def _compare_fact(fact: _Fact, truth: _Truth) -> Iterator[Finding]:
-    values = truth.values.get(fact.label) if fact.label else None
-    check = _CHECK_LABELS.get(fact.label, fact.label)
-    if values is not None and not any(_agree(fact.value, value) for value in values):
-        yield Finding(fact.line, fact.text, " or ".join(dict.fromkeys(values)))
-    elif values is None and fact.section.startswith("validation") and fact.label:
-        if _outcome(fact.value) not in truth.outcomes.get(check, ()):
-            yield Finding(fact.line, fact.text, "")
-    elif values is None:
-        for figure in sorted(_figures(fact.text)):
-            if not truth.knows(figure):
-                yield Finding(fact.line, " ".join(figure).strip(), "")
+def _compare_facts(found: str, truth: _Truth) -> Iterator[Finding]:
+    facts = tuple(_facts(found))
+    for fact in facts:
+        links = set(_LINK.findall(fact.text))
+        if (fact.label, fact.value) not in truth.facts or not links <= truth.links:
+            yield _false(fact, truth)
+    body = split_card(found)[1]
+    if fault := find_fault(body):
+        # Each line may be true, and yet not be seen: within a block of code, or folded away.
+        yield Finding(found.count("\n") - body.count("\n") + fault.line, fault.found, "")
+    yield from _missing(facts, truth, found.rstrip("\n").count("\n") + 1)
 
 
-_OUTCOME_WORDS = {"passed": "passed", "fail": "failed", "refused": "refused", "not run": "not run"} | dict.fromkeys(
-    ("aborted", "stopped"), "stopped"
-)
+def _missing(facts: Collection[_Fact], truth: _Truth, last: int) -> Iterator[Finding]:
+    """The facts of which a card says nothing; a line in older words stands for one fact of its label."""
+    said = {(fact.label, fact.value) for fact in facts}
+    restated = Counter(truth.older[fact] for fact in said & truth.older.keys())
+    for fact in truth.required:
+        if (fact.label, fact.value) in said:
+            continue
+        restated[fact.label] -= 1
+        if restated[fact.label] < 0:
+            yield Finding(last, "", fact.text)
 
 
-def _outcome(text: str) -> str:
-    """The outcome that a text begins with, under any of the names that it has had."""
-    places = [(text.lower().find(word), outcome) for word, outcome in _OUTCOME_WORDS.items() if word in text.lower()]
-    return min(places)[1] if places else ""
-
-
-def _compare_claims(lines: list[str], expected: str) -> Iterator[Finding]:
-    claims = {match[0] for match in _STATUS.finditer(_plain(expected))}
-    repos = set(_REPO.findall(expected))
-    for number, line in enumerate(lines, start=1):
-        for claim in sorted({match[0] for match in _STATUS.finditer(_plain(line))} - claims):
-            yield Finding(number, claim, " or ".join(sorted(claims)))
-        for repo in sorted(set(_REPO.findall(line)) - repos):
-            yield Finding(number, repo, "")
+def _false(fact: _Fact, truth: _Truth) -> Finding:
+    """What a line says that is not true, with what it should say where that is plain."""
+    alike = truth.lines.get(_masked(fact.text)) or [each.text for each in truth.required if each.label == fact.label]
+    return Finding(fact.line, *_differing(fact.text, alike[0])) if alike else Finding(fact.line, fact.text, "")
 
 
 def _compare_metadata(found: str, expected: str) -> Iterator[Finding]:
@@ -228,62 +248,49 @@ def _compare_metadata(found: str, expected: str) -> Iterator[Finding]:
 
 
 def _facts(card: str) -> Iterator[_Fact]:
-    """What the body of a card says, by the label that it has in a table or list."""
+    """What each line of the body of a card says."""
     body = split_card(card)[1]
     lines = body.split("\n")
     offset = card.count("\n") - body.count("\n")
-    section, head = "", [""]
-    for number, line in enumerate(lines, start=offset + 1):
-        following = lines[number - offset] if number - offset < len(lines) else ""
-        if line.startswith("#"):
-            section, head = _label(line.lstrip("#")), [""]
-        if not line.strip() or line.startswith("<!--") or _RULE.fullmatch(line):
+    head: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            head = []
+        if not line.strip() or is_marker(line) or _MADE_BY.fullmatch(line) or _RULE.fullmatch(line):
             continue
-        if line.startswith("|") and not _RULE.fullmatch(following):
-            yield from _row_facts(number, section, head, _cells(line))
-            continue
-        if line.startswith("|"):
-            head = _cells(line)
-        bullet = re.match(r"[-*•] ([^:.]{1,60}): (.+)", line.strip())
-        label, value = (_label(bullet[1]), _plain(bullet[2])) if bullet else ("", _plain(line))
-        yield _Fact(number, section, label, value, _plain(line).strip())
+        is_head = number < len(lines) and _RULE.fullmatch(lines[number]) is not None
+        cells = _cells(line) if line.startswith("|") else []
+        head = cells if is_head else head
+        label, value = _row(head, cells) if cells and cells != head else _sentence(line)
+        if label or value:
+            yield _Fact(number + offset, label, value, line.rstrip())
 
 
-def _row_facts(number: int, section: str, head: list[str], cells: list[str]) -> Iterator[_Fact]:
-    columns = head if len(cells) > 2 else ["", ""]
-    for name, cell in zip(columns[1:], cells[1:], strict=False):
-        text = f"{cells[0]}: {cell}" if cell else cells[0]
-        yield _Fact(number, section, _label(f"{cells[0]} {name}"), cell, text)
+def _row(head: list[str], cells: list[str]) -> tuple[str, str]:
+    """The label and the value of a row; what is no row of its table has no label."""
+    if len(head) != len(cells) or len(cells) < 2:
+        return "", " | ".join(cells)
+    if len(cells) == 2:
+        return _label(cells[0]), cells[1]
+    label = _label(f"{head[0]} {cells[0]}")
+    return label, "; ".join(f"{name}: {cell}" for name, cell in zip(head[1:], cells[1:], strict=True))
+
+
+def _sentence(line: str) -> tuple[str, str]:
+    shown = _plain(line)
+    leading = next((each for each in _LEADING if shown.startswith(each.lower())), "")
+    item = _ITEM.match(line.strip())
+    return (_label(item[1]), _plain(item[2])) if item else (leading.lower(), shown)
 
 
 def _cells(line: str) -> list[str]:
-    return [_plain(cell).strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+    return [_plain(cell) for cell in re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))]
 
 
 def _label(text: str) -> str:
-    return " ".join(re.findall(r"[a-z0-9]+", _plain(text).lower()))
+    return " ".join(re.findall(r"[a-z0-9]+", _plain(text)))
 
 
 def _plain(text: str) -> str:
-    return _MARKUP.sub(lambda match: match[1] or "", text)
-
-
-def _figures(text: str) -> set[tuple[str, str]]:
-    """Every word with a digit, with the word after it if there is one."""
-    found = set()
-    for match in _TOKEN.finditer(text):
-        word = _WORD.match(text, match.end())
-        found.add((match[0].strip(".,-/"), word[1].lower() if word else ""))
-    return found
-
-
-def _agree(value: str, true: str) -> bool:
-    """Whether two values of one label have the same figures, or where they have none the same words."""
-    figures = {figure for figure, _ in _figures(value)}
-    if figures:
-        return figures <= {figure for figure, _ in _figures(true)}
-    return _label(value) in _label(true)
-
-
-_CHECK_LABELS = {key.replace("-", " "): _label(name) for key, name in CHECKS.items()}
-"""The rungs' own names, which older cards show, by what this one calls them."""
+    """What a line shows, in small letters: links as their text, emphasis and code as what they mark."""
+    return " ".join(_SHOWN_AS_IT_IS.sub("", _LINK.sub(r"\1", text)).lower().split())

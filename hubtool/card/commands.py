@@ -1,16 +1,18 @@
 """The commands of a card: to run, reproduce and verify, and how to cite."""
 
+import hashlib
 import re
 import shlex
-from collections.abc import Collection
 
 from hubtool import units
 from hubtool.card.markdown import code, fenced, link
 from hubtool.card.tables import Section
 from hubtool.card.validation import current_evidence, describe_versions, known
 from hubtool.hubrules import is_repo_id
-from hubtool.record import Evidence, Record
+from hubtool.record import RECORD_FILE, Evidence, Record
+from hubtool.resources import recipes_dir
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 _PLAIN_VERSION = re.compile(r"\d+(?:\.\d+)*(?:[a-z]+\d+)*")
 
 
@@ -24,9 +26,8 @@ def loaded_with(record: Record) -> Evidence | None:
     return max(passed, key=lambda item: (item.kind == "measured", item.started), default=None)
 
 
-def run_section(repo: str | None, model_type: str, names: Collection[str], tested: Evidence | None) -> Section:
-    """How to run a repo with the files `names`; a folder if it has no repo."""
-    model_file = f"{model_type}.py" if f"{model_type}.py" in names else None
+def run_section(repo: str | None, model_file: str | None, tested: Evidence | None) -> Section:
+    """How to run a repo whose model code is in `model_file`, if mlx-lm has none; a folder if it has no repo."""
     trust = " --trust-remote-code" if model_file else ""
     model = repo if repo and is_repo_id(repo) else "."
     version = tested.versions["mlx-lm"] if tested else ""
@@ -65,6 +66,7 @@ def reproduce_section(record: Record) -> Section:
     verify = f"hubtool verify {record.repo}" if record.repo and is_repo_id(record.repo) else "hubtool inspect ."
     return {
         "conversion": _conversion(record),
+        "backend": code(f"pip install 'mlx[cpu]=={record.versions.get('mlx', '')}'"),
         "plan": code(record.plan.digest),
         "verify": fenced([verify], "sh"),
         "files": units.format_count(len(record.files)),
@@ -72,19 +74,35 @@ def reproduce_section(record: Record) -> Section:
 
 
 def _conversion(record: Record) -> str | None:
-    source, recipe = record.source, record.recipe.name
+    source = record.source
+    lines, recipe = _recipe(record)
     versions = {name: record.versions.get(name, "") for name in ("hubtool", "mlx")}
     if not source.repo or not is_repo_id(source.repo) or not all(map(_PLAIN_VERSION.fullmatch, versions.values())):
         return None
     revision = f"@{source.commit}" if source.commit else ""
-    out = (record.repo or f"{source.repo}-{recipe}").rpartition("/")[2]
+    out = (record.repo or f"{source.repo}-{record.recipe.name}").rpartition("/")[2]
     return fenced(
         [
             f"pip install {' '.join(f'{name}=={version}' for name, version in versions.items())}",
+            *lines,
             f"hubtool convert {source.repo}{revision} --recipe {shlex.quote(recipe)} --out {shlex.quote(out)}",
         ],
         "sh",
     )
+
+
+def _recipe(record: Record) -> tuple[list[str], str]:
+    """The commands that write a recipe to a file, none for one that comes with hubtool; and what to call it."""
+    recipe = record.recipe
+    name = recipe.name if _PLAIN_NAME.fullmatch(recipe.name) else "recipe"
+    own = recipes_dir() / f"{name}.toml"
+    if own.is_file() and hashlib.sha256(own.read_bytes()).hexdigest() == recipe.sha256:
+        return [], name
+    fetched = record.repo and is_repo_id(record.repo)
+    fetch = [f"hf download {record.repo} {RECORD_FILE} --local-dir ."] if fetched else []
+    text = f"json.load(open('{RECORD_FILE}', encoding='utf-8'))['recipe']['text']"
+    write = f"open('{name}.toml', 'w', encoding='utf-8', newline='').write({text})"
+    return [*fetch, f'python -c "import json; {write}"'], f"./{name}.toml"
 
 
 def citation_section(record: Record) -> Section | None:

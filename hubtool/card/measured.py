@@ -6,10 +6,19 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import msgspec
+
+from hubtool import units
 from hubtool.card.metadata import CARRIED_KEYS
 from hubtool.hubrules import read_metadata
 from hubtool.record import MeasuredRecord
-from hubtool.tensors import Header
+from hubtool.tensors import Header, TensorSpec
+
+STATED_KEYS = (*CARRIED_KEYS, "pipeline_tag", "base_model", "base_model_relation", "tags")
+"""What is repeated of a card that is someone else's."""
+
+FP4_GROUP = 32
+"""Weights that share one E8M0 scale where two of them are packed into a byte (OCP Microscaling)."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,7 @@ class Unrecorded:
         label_bits: The `bits` that the Hub's label follows, likewise.
         forms: By how it is stored, the largest first.
         library: `mlx` if its headers say so, else what its card names.
-        metadata: What its own card says of itself and the Hub's rules allow: license, language, base model.
-        conversational: Whether there is a chat template.
+        metadata: What its own card says of itself; nothing is added but the library.
     """
 
     name: str
@@ -49,7 +57,6 @@ class Unrecorded:
     forms: tuple[StoredAs, ...]
     library: str | None
     metadata: Mapping[str, Any]
-    conversational: bool
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,6 @@ class Unread:
         headers: Of its shards, by file name.
         config: config.json.
         card: Its README.md, or empty.
-        conversational: Whether there is a chat template.
     """
 
     name: str
@@ -70,7 +76,6 @@ class Unread:
     headers: Mapping[str, Header]
     config: Mapping[str, Any]
     card: str
-    conversational: bool
 
 
 def describe_unrecorded(unread: Unread, measured: MeasuredRecord) -> Unrecorded:
@@ -80,18 +85,20 @@ def describe_unrecorded(unread: Unread, measured: MeasuredRecord) -> Unrecorded:
     own = read_metadata(unread.card)
     formats = {header.metadata.get("format") for header in unread.headers.values()}
     architectures = config.get("architectures") or [None]
+    forms = _forms(unread.headers, quantization)
+    parameters = sum(form.parameters for form in forms)
+    bits = units.effective_bits(measured.nbytes, parameters)
     return Unrecorded(
         name=unread.name,
         repo=unread.repo,
-        measured=measured,
+        measured=msgspec.structs.replace(measured, parameters=parameters, effective_bits=bits),
         architecture=_text(architectures[0]),
         model_type=_text(config.get("model_type")),
         model_file=_text(config.get("model_file")),
         label_bits=quantization.get("bits") if isinstance(quantization.get("bits"), int) else None,
-        forms=_forms(unread.headers, quantization),
+        forms=forms,
         library="mlx" if formats == {"mlx"} else _text(own.get("library_name")),
-        metadata={key: own[key] for key in (*CARRIED_KEYS, "base_model") if isinstance(own.get(key), str | list)},
-        conversational=unread.conversational,
+        metadata={key: own[key] for key in STATED_KEYS if isinstance(own.get(key), str | list)},
     )
 
 
@@ -107,7 +114,9 @@ def _forms(headers: Mapping[str, Header], quantization: Mapping[str, Any]) -> tu
         module, _, name = spec.name.rpartition(".")
         weight = specs.get(f"{module}.weight")
         form, size = spec.dtype.lower(), spec.size
-        if weight is not None and weight.dtype == "U32" and f"{module}.scales" in specs:
+        if weight is not None and (scale := specs.get(f"{module}.scale")) and scale.dtype == "F8_E8M0":
+            form, size = _scaled(weight, scale, name)
+        elif weight is not None and weight.dtype == "U32" and f"{module}.scales" in specs:
             entry = quantization.get(module)
             entry = entry if isinstance(entry, dict) else quantization
             bits, group, mode = entry.get("bits"), entry.get("group_size"), entry.get("mode", "affine")
@@ -116,3 +125,10 @@ def _forms(headers: Mapping[str, Header], quantization: Mapping[str, Any]) -> tu
         parameters[form] += size
         nbytes[form] += spec.nbytes
     return tuple(StoredAs(form, parameters[form], size) for form, size in nbytes.most_common())
+
+
+def _scaled(weight: TensorSpec, scale: TensorSpec, name: str) -> tuple[str, int]:
+    """How a weight with E8M0 scales is stored, and the parameters that its tensor `name` stands for."""
+    packed = weight.dtype in ("I8", "U8") and scale.shape[-1] * FP4_GROUP == weight.shape[-1] * 2
+    form = f"fp4, two in a byte, group {FP4_GROUP}" if packed else f"{weight.dtype.lower()}, with scales"
+    return form, (weight.size * (2 if packed else 1) if name == "weight" else 0)

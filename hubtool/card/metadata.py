@@ -21,7 +21,6 @@ def make_metadata(
     base_model: str | None,
     *,
     conversational: bool,
-    library: str | None = "mlx",
 ) -> dict[str, Any]:
     """The metadata of a card.
 
@@ -31,18 +30,14 @@ def make_metadata(
         carried: License and language as the source declares them.
         base_model: The source's repo, if known.
         conversational: Whether there is a chat template.
-        library: What loads it.
     """
     metadata: dict[str, Any] = {key: carried[key] for key in CARRIED_KEYS if key in carried}
-    if library is not None:
-        metadata["library_name"] = library
-    metadata["pipeline_tag"] = PIPELINE_TAG
+    metadata |= {"library_name": "mlx", "pipeline_tag": PIPELINE_TAG}
     if base_model is not None:
         metadata["base_model"] = base_model
         metadata["base_model_relation"] = "quantized"
     # `mlx` makes the Hub offer MLX's apps; `conversational` makes its snippets chats rather than completions.
-    tags = [tag for tag, true in (("mlx", library == "mlx"), ("conversational", conversational)) if true]
-    return metadata | ({"tags": tags} if tags else {})
+    return metadata | {"tags": ["mlx", *(["conversational"] if conversational else [])]}
 
 
 def card_metadata(record: Record) -> dict[str, Any]:

@@ -3,14 +3,12 @@
 import re
 from collections.abc import Mapping
 
+from hubtool.card.foreign import Fault, find_fault
 from hubtool.errors import OutputError
 
 _BEGIN = re.compile(r"^<!-- hubtool:prose ([a-z][a-z0-9-]*) -->$", re.MULTILINE)
 _END = "<!-- /hubtool:prose -->"
 _REMEDY = "mend the card: each section's prose stands between its own two comments"
-
-_ACTIVE_HTML = re.compile(r"<\s*/?\s*(script|style|iframe|object|embed|form|meta|link|base|svg)\b|\bon\w+\s*=", re.I)
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 
 LEFT_OVER = "notes"
 """The section at whose end prose is kept whose own section a template no longer has."""
@@ -21,12 +19,25 @@ def block(name: str, prose: str = "") -> str:
     return f"<!-- hubtool:prose {name} -->\n{prose}{_END}"
 
 
-def read_prose(card: str) -> dict[str, str]:
+def read_prose(card: str, where: str = "") -> dict[str, str]:
     """The prose of a card by section, each ending in a line break, or empty.
+
+    Args:
+        card: The card.
+        where: Whose it is, for messages.
 
     Raises:
         OutputError: A comment is missing, or a section stands twice; or the prose would change what follows it.
     """
+    try:
+        return _read(card)
+    except OutputError as error:
+        if where:
+            error.where = f"{where}: {error.where}"
+        raise
+
+
+def _read(card: str) -> dict[str, str]:
     found: dict[str, str] = {}
     name: str | None = None
     lines: list[str] = []
@@ -42,13 +53,25 @@ def read_prose(card: str) -> dict[str, str]:
             if name is None:
                 raise _broken(number, "the end of prose that has not begun")
             found[name] = "".join(f"{each}\n" for each in lines)
-            _check(name, lines, number - len(lines))
+            if fault := find_fault(found[name]):
+                raise _broken(number - len(lines) + fault.line - 1, f"{fault.found} in prose {name}")
             name = None
         elif name is not None:
             lines.append(line)
     if name is not None:
         raise _broken(number, f"prose {name} without its end {_END}")
     return found
+
+
+def find_prose_fault(text: str) -> Fault | None:
+    """The first thing in a text for which it cannot be prose, None if it can."""
+    marked = (number for number, line in enumerate(text.split("\n"), start=1) if is_marker(line))
+    return next((Fault(number, "a comment that marks where prose stands") for number in marked), find_fault(text))
+
+
+def is_marker(line: str) -> bool:
+    """Whether a line is one of the comments between which prose stands."""
+    return line.rstrip() == _END or _BEGIN.fullmatch(line.rstrip()) is not None
 
 
 def insert_prose(card: str, prose: Mapping[str, str]) -> str:
@@ -63,6 +86,16 @@ def insert_prose(card: str, prose: Mapping[str, str]) -> str:
     return _BEGIN.sub(lambda match: f"{match[0]}\n{kept.get(match[1], '')}".removesuffix("\n"), card)
 
 
+def replace_prose(card: str, prose: Mapping[str, str]) -> str:
+    """A card with other prose in its blocks."""
+    kept, inside = [], False
+    for line in card.replace("\r\n", "\n").split("\n"):
+        inside = inside and line.rstrip() != _END
+        kept += [] if inside else [line]
+        inside = inside or _BEGIN.fullmatch(line.rstrip()) is not None
+    return insert_prose("\n".join(kept), prose)
+
+
 def without_prose(card: str) -> str:
     """The card with every block of prose emptied, its lines kept as empty ones so that line numbers stay."""
     inside = False
@@ -72,24 +105,6 @@ def without_prose(card: str) -> str:
         lines.append("" if inside else line)
         inside = inside or _BEGIN.fullmatch(line.rstrip()) is not None
     return "\n".join(lines)
-
-
-def _check(name: str, lines: list[str], first: int) -> None:
-    """Refuse prose that would swallow or script what follows it."""
-    fence, fenced_at = "", 0
-    for number, line in enumerate(lines, start=first):
-        match = _FENCE.fullmatch(line)
-        if match and not fence:
-            fence, fenced_at = match[1], number
-        elif match and match[1][0] == fence[0] and len(match[1]) >= len(fence) and not match[2].strip():
-            fence = ""
-        elif not fence and (active := _ACTIVE_HTML.search(line)):
-            raise _broken(number, f"HTML that the Hub removes, {active[0]!r}, in prose {name}")
-    if fence:
-        raise _broken(fenced_at, f"a block of code that prose {name} does not close")
-    text = "\n".join(lines)
-    if text.count("<!--") != text.count("-->"):
-        raise _broken(first, f"a comment that prose {name} does not close")
 
 
 def _broken(line: int, found: str) -> OutputError:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import traceback
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from hubtool.card.measured import Unrecorded
 from hubtool.card.prose import insert_prose
 from hubtool.card.view import view_record, view_unrecorded
 from hubtool.errors import UsageError
+from hubtool.hubrules import split_card
 from hubtool.record import Record
 from hubtool.resources import templates_dir
 
@@ -41,8 +43,14 @@ def render_card(
     folders = template_folders(templates)
     view = view_record(record, assets) if isinstance(record, Record) else view_unrecorded(record)
     view["made_by"] = f"hubtool {hubtool.__version__}, templates {templates_digest(folders)[:12]}"
-    text = re.sub(r"\n{3,}", "\n\n", _render(folders, view)).strip() + "\n"
-    return insert_prose(text, prose or {})
+    return insert_prose(_tidy(_render(folders, view)), prose or {})
+
+
+def _tidy(card: str) -> str:
+    """A card without the blank lines that sections leave which say nothing; in YAML each of them means something."""
+    text = card.strip() + "\n"
+    body = split_card(text)[1]
+    return text[: len(text) - len(body)] + re.sub(r"\n{3,}", "\n\n", body)
 
 
 def template_folders(templates: Path | None) -> tuple[Path, ...]:
@@ -59,14 +67,23 @@ def template_folders(templates: Path | None) -> tuple[Path, ...]:
 
 
 def templates_digest(folders: Collection[Path]) -> str:
-    """SHA-256 over the templates that are used: name and text of each, in order of the names."""
+    """SHA-256 over the templates that are used: name and text of each, in order of the names.
+
+    Raises:
+        UsageError: One is not UTF-8.
+    """
     used: dict[str, Path] = {}
     for folder in folders:
         for path in folder.rglob("*.jinja"):
             used.setdefault(path.relative_to(folder).as_posix(), path)
     digest = hashlib.sha256()
     for name in sorted(used):
-        digest.update(f"{name}\0".encode() + used[name].read_bytes() + b"\0")
+        content = used[name].read_bytes()
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            raise UsageError("not UTF-8", where=used[name], found=error.reason, remedy="save it as UTF-8") from error
+        digest.update(f"{name}\0".encode() + content + b"\0")
     return digest.hexdigest()
 
 
@@ -90,4 +107,20 @@ def _render(folders: tuple[Path, ...], view: Mapping[str, Any]) -> str:
     except jinja2.TemplateNotFound as error:
         raise UsageError("no such template", where=error.name, remedy="add it, or take the include out") from error
     except jinja2.UndefinedError as error:
-        raise UsageError("template asks for what does not exist", where=TEMPLATE, found=error) from error
+        where = _place(error, folders)
+        raise UsageError("template asks for what does not exist", where=where, found=error) from error
+    except (jinja2.TemplateError, TypeError, ArithmeticError) as error:
+        # Templates are programs: what fails within one is for whoever wrote it to mend.
+        raise UsageError("template fails", where=_place(error, folders), found=error, remedy="mend it") from error
+
+
+def _place(error: Exception, folders: Collection[Path]) -> str:
+    """The innermost template in which an error came up, and the line."""
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    inside = [
+        f"{path.relative_to(folder).as_posix()}, line {line}"
+        for path, line in frames
+        for folder in folders
+        if path.is_relative_to(folder)
+    ]
+    return inside[-1] if inside else TEMPLATE

@@ -58,6 +58,7 @@ def machine_table(record: Record) -> Section | None:
         ],
         "share": f"{machines.USABLE_SHARE:.0%}",
         "smallest": f"{holding[0]} GB" if holding else None,
+        "shortest": f"{cache[0].tokens // 1024}k tokens",
         "streamed": [_streamed(item) for item in streamed],
     }
 
@@ -69,7 +70,7 @@ def _streamed(item: Evidence) -> str:
     return f"Streamed from disk, one layer's weights at a time, it generated{within} ({where})."
 
 
-def label_rows(measured: MeasuredRecord, label_bits: int | None) -> list[tuple[str, str]]:
+def label_rows(measured: MeasuredRecord, label_bits: int | None, *, mlx: bool) -> list[tuple[str, str]]:
     """Each label of the Hub's page, and what it means here."""
     rows = []
     bits = units.format_bits(measured.effective_bits)
@@ -80,11 +81,13 @@ def label_rows(measured: MeasuredRecord, label_bits: int | None) -> list[tuple[s
     counts = f"{units.format_count(measured.parameters)} logical parameters"
     if stored != measured.parameters:
         counts += f", in {units.format_count(stored)} stored values. Apps that count stored values show a smaller model"
-    rows.append((f"Model size {units.format_parameters(measured.parameters)}", counts))
+    rows.append((f"Model size {units.format_short_parameters(measured.parameters)} params", counts))
     rows += [
         (f"Tensor type {escape(dtype)}", f"{units.format_nbytes(nbytes)}: {_DTYPES.get(dtype, 'other tensors')}")
         for dtype, nbytes in measured.dtypes.items()
     ]
+    if mlx:
+        rows.append(("MLX", "the format that the headers of the files name, and no type of a tensor"))
     return rows
 
 

@@ -6,7 +6,7 @@ from hubtool import units
 from hubtool.card.commands import citation_section, loaded_with, reproduce_section, run_section
 from hubtool.card.markdown import code, escape, link
 from hubtool.card.measured import Unrecorded
-from hubtool.card.metadata import card_metadata, dump_metadata, make_metadata
+from hubtool.card.metadata import card_metadata, dump_metadata
 from hubtool.card.prose import block
 from hubtool.card.tables import (
     NOT_RECORDED,
@@ -56,8 +56,8 @@ def view_record(record: Record, assets: Collection[str]) -> Section:
         "withdrawn": _withdrawn(record),
         "summary": _summary(record, status),
         "machines": machine_table(record),
-        "run": run_section(record.repo, record.source.model_type, _names(record), loaded_with(record)),
-        "chips": label_rows(record.measured, record.plan.label_bits),
+        "run": run_section(record.repo, _model_file(record), loaded_with(record)),
+        "chips": label_rows(record.measured, record.plan.label_bits, mlx=True),
         "recipe": recipe_section(record),
         "source": _source(record),
         "validation": _validation(record, status),
@@ -72,14 +72,11 @@ def view_record(record: Record, assets: Collection[str]) -> Section:
 def view_unrecorded(found: Unrecorded) -> Section:
     """What the templates may show of a checkpoint that hubtool did not make: no more than was measured."""
     measured = found.measured
-    base = found.metadata.get("base_model")
-    base = base if isinstance(base, str) else None
-    model_files = {f"{found.model_type}.py"} if found.model_file else set()
+    stated = found.metadata.get("base_model", [])
+    bases = ", ".join(link(str(base)) for base in ([stated] if isinstance(stated, str) else stated))
     columns = [TEXT_COLUMNS[1], ("Parameters", "---:"), ("Bytes", "---:")]
     return {
-        "metadata": dump_metadata(
-            make_metadata(found.metadata, base, library=found.library, conversational=found.conversational)
-        ),
+        "metadata": dump_metadata({**found.metadata, **({"library_name": found.library} if found.library else {})}),
         "title": escape(found.name),
         "prose": {name: block(name) for name in SECTIONS},
         "withdrawn": None,
@@ -89,8 +86,8 @@ def view_unrecorded(found: Unrecorded) -> Section:
             "status": f"validation {NOT_RECORDED}",
         },
         "machines": None,
-        "run": run_section(found.repo, found.model_type or "", model_files, None) if found.library == "mlx" else None,
-        "chips": label_rows(measured, found.label_bits),
+        "run": run_section(found.repo, found.model_file, None) if found.library == "mlx" else None,
+        "chips": label_rows(measured, found.label_bits, mlx=found.library == "mlx"),
         "recipe": {
             "description": "",
             "error": "",
@@ -103,7 +100,7 @@ def view_unrecorded(found: Unrecorded) -> Section:
         },
         "source": {
             "facts": [
-                ("Base model", f"{link(base)} (stated by the card)" if base else NOT_RECORDED),
+                ("Base model", f"{bases} (stated by the card)" if bases else NOT_RECORDED),
                 ("Source revision", NOT_RECORDED),
                 ("Architecture", escape(found.architecture or NOT_RECORDED)),
                 ("Model type", escape(found.model_type or NOT_RECORDED)),
@@ -128,8 +125,9 @@ def _kind(found: Unrecorded) -> str:
     )
 
 
-def _names(record: Record) -> set[str]:
-    return {file.name for file in record.files}
+def _model_file(record: Record) -> str | None:
+    name = f"{record.source.model_type}.py"
+    return name if any(file.name == name for file in record.files) else None
 
 
 def _title(record: Record) -> str:

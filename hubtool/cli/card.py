@@ -8,6 +8,7 @@ import click
 from hubtool.cli.console import Console
 from hubtool.cli.options import FOLDER, source_argument, with_console, yes_option
 from hubtool.cli.target import confirm, open_hub
+from hubtool.errors import UsageError
 
 if TYPE_CHECKING:
     from hubtool.recard import Opened
@@ -30,11 +31,16 @@ def command(console: Console, source: str, mode: str | None, templates: Path | N
     """
     from hubtool import recard
 
+    if plots and mode == "check":
+        raise UsageError("a check draws nothing", where="--plots", remedy="leave out --plots or --check")
     opened = recard.open_card(source, open_hub())
     if plots:
         from hubtool.plots import draw
 
-        opened = recard.with_pictures(opened, draw(opened.record))
+        pictures = draw(opened.record)
+        opened = recard.with_pictures(opened, pictures)
+        if mode != "diff":
+            recard.write_pictures(opened, pictures)
     if mode == "check":
         return _check(console, opened, templates)
     if mode == "push":
@@ -59,9 +65,18 @@ def command(console: Console, source: str, mode: str | None, templates: Path | N
 def _check(console: Console, opened: "Opened", templates: Path | None) -> int:
     from hubtool import recard
 
-    problems = recard.check(opened, templates)
-    document = {"target": opened.name, "commit": opened.commit, "true": not problems, "problems": list(problems)}
-    console.answer(document, lambda: "\n".join(problems) or f"{opened.name}: the card says what record and bytes say")
+    checked = recard.check(opened, templates)
+    problems = list(checked.problems)
+    document = {
+        "target": opened.name,
+        "commit": opened.commit,
+        "true": not problems,
+        "compared": checked.how,
+        "problems": problems,
+    }
+    verdict = [] if problems else [f"{opened.name}: the card says what record and bytes say"]
+    remark = [f"{opened.name}: the card was {checked.remark}"] if checked.remark else []
+    console.answer(document, lambda: "\n".join([*problems, *verdict, *remark]))
     return 1 if problems else 0
 
 

@@ -162,7 +162,7 @@ class _Run:
     def publish(self) -> None:
         from hubtool.conversion import convert_sources
         from hubtool.convert import Target
-        from hubtool.release import foresee, publish_folder
+        from hubtool.release import addressed, foresee, publish_folder
         from hubtool.signing import sign
 
         console = self._hub.console
@@ -171,6 +171,7 @@ class _Run:
             foresee(api, self._plan, self._folder, self._to, console)
         (converted,) = convert_sources(self._source, [Target(self._plan, self._folder)], self._effort, console)
         if self._sign_key is not None:
+            converted = addressed(converted, self._to.repo)
             sign(converted.folder, converted.record, self._sign_key)
         with self._hub.open(self._folder) as api:
             self._answer(publish_folder(api, converted, self._to, console))

@@ -38,17 +38,18 @@ def command(
         _verify_signature(folder, public_key)
     api = open_hub()
     result = hub.verify(hub.PatientHub(api, say=console.say), repo, revision=revision, folder=folder)
-    said = recard.check(recard.open_card(f"{HUB_PREFIX}{repo}@{result.commit}", api), templates)
+    checked = recard.check(recard.open_card(f"{HUB_PREFIX}{repo}@{result.commit}", api), templates)
     named = {problem.partition(":")[0] for problem in result.problems}
-    problems = [*result.problems, *(problem for problem in said if problem.partition(":")[0] not in named)]
+    problems = [*result.problems, *(problem for problem in checked.problems if problem.partition(":")[0] not in named)]
 
     def text() -> str:
         against = "the record and the folder" if folder else "the record"
+        remark = f"; the card was {checked.remark}" if checked.remark else ""
         if problems:
-            return "\n".join([*problems, f"{repo} at {result.commit}: not verified"])
+            return "\n".join([*problems, f"{repo} at {result.commit}: not verified{remark}"])
         return (
             f"{repo} at {result.commit}: verified, {result.files} files, {units.format_nbytes(result.nbytes)}, "
-            f"against {against}; headers, config, index and card agree"
+            f"against {against}; headers, config, index and card agree{remark}"
         )
 
     document = {
@@ -57,6 +58,7 @@ def command(
         "files": result.files,
         "nbytes": result.nbytes,
         "problems": problems,
+        "card_compared": checked.how,
         "verified": not problems,
     }
     console.answer(document, text)
@@ -64,10 +66,8 @@ def command(
 
 
 def _verify_signature(folder: Path | None, public_key: Path) -> None:
-    from hubtool.record import RECORD_FILE, read_record
     from hubtool.signing import verify_signature
 
-    record = read_record(folder) if folder is not None else None
-    if folder is None or record is None:
-        raise UsageError("needs a folder with its record", where="--public-key", expected=RECORD_FILE)
-    verify_signature(folder, record, public_key)
+    if folder is None:
+        raise UsageError("needs a folder", where="--public-key", remedy="give the folder that the files lie in")
+    verify_signature(folder, public_key)

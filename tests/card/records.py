@@ -28,7 +28,7 @@ from hubtool.validate.guard import GuardReport, Limits, Reason
 REPO = "Thump604/DeepSeek-V4-Flash-MLX-Q3-mixed-gs128-affine"
 BASE = "deepseek-ai/DeepSeek-V4-Flash"
 COMMIT = "6e763230a9d263eca2023f1d4a5ce1bfe126cf48"
-TOOLING = "Thump604/mlx-lm, branch deepseek-v4-support-fixes, commit 9c990f4 or later"
+TOOLING = "Thump604/mlx-lm, branch deepseek-v4-support-fixes"
 
 STUDIO = MachineRecord(model="Mac Studio", chip="Apple silicon", memory_nbytes=128 * GIB, system="")
 BIG_STUDIO = MachineRecord(model="Mac Studio", chip="Apple M3 Ultra", memory_nbytes=512 * GIB, system="macOS 26.1")
@@ -143,16 +143,16 @@ SEED_EVIDENCE = (
         machine=STUDIO,
         versions={"mlx-lm": TOOLING},
         kind="stated",
-        started="2026-04-26T00:00:00Z",
+        started="",
     ),
     evidence(
         "smoke",
         "aborted_by_guard",
         "one token was attempted; memory pressure and swap activity exceeded the local safety boundary",
         machine=STUDIO,
-        versions={"mlx-lm": TOOLING},
+        versions={"mlx-lm": f"{TOOLING}, at least commit 9c990f4"},
         kind="stated",
-        started="2026-04-26T00:00:00Z",
+        started="",
     ),
 )
 """What the publisher of the first MLX conversion of Flash says of it."""

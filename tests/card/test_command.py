@@ -20,6 +20,7 @@ from hubtool.record import (
     read_record,
 )
 from hubtool.rehearsal import RehearsalHub
+from hubtool.source import LocalSource
 from tests.card.records import LOAD, with_evidence
 from tests.checkpoints import copied, edit_json, file_bytes
 from tests.fixtures import CommandLine, Conversions, Samples
@@ -113,6 +114,24 @@ def test_a_changed_statement_is_found(folder: Path, hubtool: CommandLine) -> Non
     assert (checked.code, checked.stdout) == (1, f"{PROVENANCE_FILE}: not what the record says\n")
 
 
+def test_provenance_that_was_removed_is_found(folder: Path, hubtool: CommandLine) -> None:
+    (folder / PROVENANCE_FILE).unlink()
+    checked = hubtool("card", folder, "--check")
+    assert (checked.code, checked.stdout) == (1, f"{PROVENANCE_FILE}: missing\n")
+
+
+def test_a_diff_with_pictures_writes_none(folder: Path, hubtool: CommandLine) -> None:
+    pytest.importorskip("matplotlib")
+    before = file_bytes(folder)
+    change = hubtool("card", folder, "--plots", "--diff")
+    assert (change.code, "+![Bytes by component](assets/bytes.png)" in change.stdout) == (0, True)
+    assert file_bytes(folder) == before
+    assert hubtool("card", folder, "--plots", "--check").code == 2
+    assert hubtool("card", folder, "--plots").code == 0
+    assert (folder / "assets" / "bytes.png").is_file()
+    assert hubtool("card", folder, "--check").code == 0
+
+
 def test_no_card_is_a_problem(folder: Path, hubtool: CommandLine) -> None:
     (folder / "README.md").unlink()
     checked = hubtool("card", folder, "--check")
@@ -124,7 +143,9 @@ def test_templates_of_ones_own_are_used(folder: Path, hubtool: CommandLine, tmp_
     assert hubtool("card", folder, "--template-dir", tmp_path).code == 0
     assert "## Remarks" in (folder / "README.md").read_text()
     assert hubtool("card", folder, "--template-dir", tmp_path, "--check").code == 0
-    assert hubtool("card", folder, "--check").code == 0
+    checked = hubtool("card", folder, "--check")
+    assert (checked.code, "'## Remarks' is not what hubtool writes" in checked.stdout) == (1, True)
+    assert "compared fact by fact: other templates made it" in checked.stdout
     (tmp_path / "notes.md.jinja").write_text("{{ inventd }}")
     refused = hubtool("card", folder, "--template-dir", tmp_path)
     assert refused.code == 2
@@ -142,6 +163,41 @@ def test_a_checkpoint_that_hubtool_did_not_make_gets_what_can_be_measured(
     assert "| Recipe | not recorded |" in card
     assert "| Source revision | not recorded |" in card
     assert "DeepseekV4ForCausalLM" in card
+
+
+def test_a_foreign_card_says_no_more_than_is_measured_or_was_said(
+    sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    source = copied(sample("mini"), tmp_path / "theirs")
+    front = (
+        "license: mit\npipeline_tag: image-text-to-text\nbase_model:\n- a/one\n- b/two\nbase_model_relation: merge\n"
+    )
+    (source / "README.md").write_text(f"---\n{front}---\n# Theirs\n")
+    edit_json(source / "config.json", lambda config: config.update(model_file="theirs.py"))
+    card = hubtool("card", source).stdout
+    assert card.startswith(f"---\n{front}---\n")
+    assert "[a/one](https://huggingface.co/a/one), [b/two](https://huggingface.co/b/two) (stated by the card)" in card
+    (source / "README.md").write_text("# Theirs\n")
+    assert "text-generation" not in hubtool("card", source).stdout
+
+
+def test_packed_fp4_counts_two_in_a_byte(sample: Samples, converted: Conversions, hubtool: CommandLine) -> None:
+    card = hubtool("card", sample("mini")).stdout
+    headers = LocalSource(sample("mini")).tensors.values()
+    packed = sum(tensor.spec.size for tensor in headers if tensor.spec.dtype == "I8")
+    assert f"| fp4, two in a byte, group 32 | {2 * packed:,} |" in card
+    assert "i8" not in card
+
+
+def test_the_model_file_that_a_foreign_config_names_is_shown(
+    converted: Conversions, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    theirs = copied(converted("mini", "mixed_3_6").folder, tmp_path / "theirs")
+    (theirs / RECORD_FILE).unlink()
+    edit_json(theirs / "config.json", lambda config: config.update(model_file="theirs.py"))
+    card = hubtool("card", theirs).stdout
+    assert "as\n> `theirs.py`." in card
+    assert "deepseek_v4.py" not in card
 
 
 def test_the_preview_is_a_page_of_its_own(folder: Path, hubtool: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +250,36 @@ def test_new_evidence_goes_up_with_card_record_and_statement(repo: HfApi, folder
     assert hubtool("card", REPO, "--check").code == 0
 
 
+def test_provenance_that_was_changed_on_the_hub_is_mended(repo: HfApi, hubtool: CommandLine) -> None:
+    right = Path(repo.hf_hub_download(REPO, PROVENANCE_FILE)).read_bytes()
+    changed = right.replace(b"slsa.dev", b"evil.dev")
+    operation = CommitOperationAdd(path_in_repo=PROVENANCE_FILE, path_or_fileobj=changed)
+    repo.create_commit(REPO, operations=[operation], commit_message="By hand")
+    assert hubtool("card", REPO, "--check").code == 1
+    assert hubtool("card", REPO, "--push", "--json").document["changed"] == [PROVENANCE_FILE]
+    assert Path(repo.hf_hub_download(REPO, PROVENANCE_FILE)).read_bytes() == right
+
+
+def test_a_card_of_a_record_that_is_false_is_not_pushed(repo: HfApi, folder: Path, hubtool: CommandLine) -> None:
+    measured = msgspec.structs.replace(stored(folder).measured, parameters=1)
+    false = msgspec.structs.replace(stored(folder), measured=measured)
+    operation = CommitOperationAdd(path_in_repo=RECORD_FILE, path_or_fileobj=encode_record(false))
+    head = repo.create_commit(REPO, operations=[operation], commit_message="By hand").oid
+    refused = hubtool("card", REPO, "--push")
+    assert refused.code == 1
+    assert "record and bytes disagree: found hubtool.json: parameters is 1, measured" in refused.stderr
+    assert repo.model_info(REPO).sha == head
+
+
+def test_a_copy_of_another_repo_is_found_and_not_pushed(repo: HfApi, folder: Path, hubtool: CommandLine) -> None:
+    upload(repo, folder, stored(folder), Destination("rehearsal/Copy"))
+    said = f"hubtool.json: published as {REPO}, but this is rehearsal/Copy"
+    checked = hubtool("card", "rehearsal/Copy", "--check")
+    assert (checked.code, checked.stdout) == (1, f"{said}\n")
+    refused = hubtool("card", "rehearsal/Copy", "--push")
+    assert (refused.code, said in refused.stderr) == (1, True)
+
+
 def test_a_folder_with_other_files_than_the_repo_pushes_nothing(
     repo: HfApi, folder: Path, hubtool: CommandLine
 ) -> None:
@@ -214,13 +300,25 @@ def test_different_prose_here_and_there_is_refused(repo: HfApi, folder: Path, hu
     assert "different prose in the section notes" in refused.stderr
 
 
+def test_a_card_that_tells_of_the_publishers_machine_is_not_pushed(
+    repo: HfApi, folder: Path, hubtool: CommandLine
+) -> None:
+    head = commit(repo, pushed_card(repo).replace("| Shards | 1 |", "| Shards | 2 |"))
+    edit(folder, NOTES, f"{NOTES}Made in /Users/annabell/V4.\n")
+    refused = hubtool("card", folder, "--push")
+    assert refused.code == 1
+    assert "path '/Users/annabell/V4.'" in refused.stderr
+    assert repo.model_info(REPO).sha == head
+
+
 def test_a_card_that_someone_else_has_just_changed_is_not_overwritten(
     repo: HfApi, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_record(folder, with_evidence(stored(folder), LOAD))
     opened = recard.open_card(REPO, repo)
     theirs = commit(repo, f"{pushed_card(repo)}\nTheirs.\n")
-    mine = msgspec.structs.replace(opened.record, repo="someone/renamed")
+    mine = msgspec.structs.replace(opened.record, siblings=())
+    mine = with_evidence(mine, LOAD)
     with pytest.raises(HubError, match="someone else has committed"):
         recard.push_card(repo, replace(opened, subject=mine))
     assert repo.model_info(REPO).sha == theirs

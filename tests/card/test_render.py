@@ -1,6 +1,10 @@
 """The card as prose: goldens for each kind of outcome, and the seed's facts among hubtool's."""
 
+import hashlib
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -10,7 +14,8 @@ from inline_snapshot import external_file
 from hubtool.card import render_card
 from hubtool.card.view import PICTURES
 from hubtool.errors import UsageError
-from hubtool.record import CacheRecord, Record, SiblingRecord
+from hubtool.recipe import load_recipe
+from hubtool.record import CacheRecord, Record, SiblingRecord, encode_record
 from tests.card.records import BASE, COMMIT, OUTCOMES, REPO, SEED_EVIDENCE, SEED_NOTES, TOOLING, evidence, with_evidence
 from tests.fixtures import Conversions
 
@@ -37,9 +42,10 @@ SEED_FACTS = (
     "FP4 and FP8 weights were decoded exactly",
     "E8M0 scales is the raw exponent",
     *SEED_NOTES.splitlines(),
-    "Model size 284.3B",
+    "Model size 284B params",
     *(f"| Tensor type {dtype} |" for dtype in ("BF16", "U32", "F32", "I64")),
     "| 4-bit |",
+    "| MLX |",
 )
 """What the first conversion's card and page say, the publisher's local path left out."""
 
@@ -147,6 +153,16 @@ def test_the_machines_table_follows_weights_and_cache(flash: Record) -> None:
     assert "| Mac with 192 GB (138.24 GiB usable) | yes | no |" in render_card(longer)
 
 
+def test_the_smallest_machine_is_said_with_the_conversation_that_it_holds(flash: Record) -> None:
+    assert "The smallest Mac that holds it with a conversation of 4k tokens has 192 GB." in render_card(flash)
+    huge = msgspec.structs.replace(flash, measured=msgspec.structs.replace(flash.measured, nbytes=10**12))
+    assert "No Mac holds it, not even with a conversation of 4k tokens." in render_card(huge)
+
+
+def test_the_hashes_of_the_source_stand_last_in_their_section(seed: str) -> None:
+    assert section(seed, "## Source").rstrip().endswith("</details>")
+
+
 def test_a_streamed_generation_says_what_memory_it_took(flash: Record) -> None:
     card = render_card(with_evidence(flash, *OUTCOMES["streamed"]))
     assert "it generated in 9.88 GB (9.20 GiB) of memory (AMD EPYC 9654, 16 GB, Linux 6.12)." in card
@@ -164,6 +180,28 @@ def test_a_tested_mlx_lm_is_pinned(flash: Record) -> None:
     assert 'pip install "mlx-lm==0.32.2"' in render_card(with_evidence(flash, *OUTCOMES["loaded"]))
     assert 'pip install "mlx-lm>=0.32"' in render_card(with_evidence(flash, *SEED_EVIDENCE))
     assert TOOLING in render_card(with_evidence(flash, *SEED_EVIDENCE))
+
+
+def test_a_recipe_of_ones_own_is_written_out_of_the_record_first(flash: Record, tmp_path: Path) -> None:
+    text = flash.recipe.text + "# größer\n"
+    mine = msgspec.structs.replace(
+        flash.recipe, name="mine", text=text, sha256=hashlib.sha256(text.encode()).hexdigest()
+    )
+    record = msgspec.structs.replace(flash, recipe=mine)
+    lines = section(render_card(record), "## Reproduce").split("\n")
+    assert f"hf download {REPO} hubtool.json --local-dir ." in lines
+    (write,) = [line for line in lines if line.startswith("python -c ")]
+    (tmp_path / "hubtool.json").write_bytes(encode_record(record))
+    subprocess.run([sys.executable, *shlex.split(write)[1:]], cwd=tmp_path, check=True)
+    assert load_recipe(str(tmp_path / "mine.toml")).sha256 == mine.sha256
+    assert any("--recipe ./mine.toml --out" in line for line in lines)
+
+
+def test_a_recipe_of_hubtools_own_goes_by_its_name(flash: Record) -> None:
+    reproduce = section(render_card(flash), "## Reproduce")
+    assert "--recipe mixed_3_6 --out" in reproduce
+    assert "python -c" not in reproduce
+    assert "`pip install 'mlx[cpu]==0.32.4'`" in reproduce
 
 
 def test_siblings_are_listed_with_bits_and_bytes(flash: Record) -> None:
@@ -197,6 +235,28 @@ def test_a_template_that_asks_for_what_does_not_exist_is_refused(flash: Record, 
     (tmp_path / "limits.md.jinja").write_text("{{ limits.none }} {{ invented }}")
     with pytest.raises(UsageError, match="asks for what does not exist"):
         render_card(flash, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"\n{{ 1 / 0 }}", "limits.md.jinja, line 2: template fails: found division by zero"),
+        (b"{{ limits() }}", "limits.md.jinja, line 1: template fails: found 'list' object is not callable"),
+        (b"{{ limits | sum }}", "limits.md.jinja, line 1: template fails"),
+        (b"\n\n{{ invented }}", "limits.md.jinja, line 3: template asks for what does not exist"),
+        (b"{% endif %}", "limits.md.jinja, line 1: template cannot be read"),
+        (b"{% include 'nothing' %}", "nothing: no such template"),
+        (b"{{ '%d' | format('x') }}", "limits.md.jinja, line 1: template fails"),
+        ("Größe".encode("latin-1"), "limits.md.jinja: not UTF-8"),
+    ],
+)
+def test_a_template_that_fails_is_named_with_its_line(
+    text: bytes, sentence: str, flash: Record, tmp_path: Path
+) -> None:
+    (tmp_path / "limits.md.jinja").write_bytes(text)
+    with pytest.raises(UsageError) as refused:
+        render_card(flash, tmp_path)
+    assert sentence in str(refused.value)
 
 
 def test_metadata_comes_from_the_allow_list(flash: Record) -> None:

@@ -150,6 +150,18 @@ def test_withdrawn_repo_says_so_and_keeps_everything(
     assert hubtool("card", REPOS[1], "--check").code == 0
 
 
+def test_a_reason_that_tells_of_the_publishers_machine_is_not_published(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert hubtool("publish", sample("mini"), "--recipe", "native", "--to", REPOS[1], "--out", out).code == 0
+    head = endpoint.model_info(REPOS[1]).sha
+    refused = hubtool("withdraw", REPOS[1], "--reason", "See /home/annabell/why.txt")
+    assert refused.code == 1
+    assert "path '/home/annabell/why.txt'" in refused.stderr
+    assert endpoint.model_info(REPOS[1]).sha == head
+
+
 def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubtool: CommandLine) -> None:
     endpoint.create_repo("someone/other")
     outcome = hubtool("withdraw", "someone/other", "--reason", "Because.")
@@ -166,14 +178,32 @@ def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubto
         (('repo = "someone/V4-{{recipe}}"', ""), "no name that the Hub allows"),
         (('validate = ["integrity"]', 'validate = ["luck"]'), "luck"),
         (('out = "work"', "out = work"), "not a release"),
+        (("[collection]", '[card]\ntemplates = "none"\n[collection]'), "card.templates: no such folder"),
     ],
-    ids=["unknown table", "unknown key", "one repo twice", "no repo", "unknown rung", "not TOML"],
+    ids=["unknown table", "unknown key", "one repo twice", "no repo", "unknown rung", "not TOML", "no templates"],
 )
 def test_release_file_that_cannot_be_meant_is_refused(change: tuple[str, str], sentence: str, tmp_path: Path) -> None:
     assert change[0] in RELEASE
     path = write_release(tmp_path / "one", tmp_path, RELEASE.replace(*change))
     with pytest.raises(UsageError, match=sentence):
         load_release(path)
+
+
+@pytest.mark.parametrize(
+    ("notes", "found"),
+    [
+        ("<script>x</script>", "notes, line 1: cannot stand in a card: found HTML that the Hub removes, <script>"),
+        ("Fine.\n\n```\nopen", "notes, line 3: cannot stand in a card: found a block of code that is not closed"),
+        ("Fine.\n<!-- /hubtool:prose -->\nMore.", "notes, line 2: .*found a comment that marks where prose stands"),
+        ("<!-- hubtool:prose limits -->", "notes, line 1: .*found a comment that marks where prose stands"),
+    ],
+)
+def test_notes_that_would_break_the_card_are_refused_before_anything_is_made(
+    notes: str, found: str, tmp_path: Path
+) -> None:
+    text = RELEASE.replace('"Fits a smaller machine."', f"'''{notes}'''")
+    with pytest.raises(UsageError, match=found):
+        load_release(write_release(tmp_path / "one", tmp_path, text))
 
 
 def test_source_and_recipes_are_found_beside_the_file(tmp_path: Path) -> None:
