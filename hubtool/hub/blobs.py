@@ -120,7 +120,7 @@ class Blobs:
             return self._send_by_lfs(name, path, sha256, advance)
 
         blob = self._hub.attempt(f"{self._repo}: {name}", send)
-        _require_unchanged(path, sha256, blob.sha256)
+        require_unchanged(path, sha256, blob.sha256)
         if blob.nbytes > highest:
             progress(name, blob.nbytes - highest)
         self._state.add_blob(name, blob)
@@ -141,7 +141,7 @@ class Blobs:
     def _send_by_lfs(self, name: str, path: Path, sha256: str | None, advance: Callable[[int], None]) -> Blob:
         addition = _ToldAddition(name, path, advance)
         found = addition.upload_info.sha256.hex()
-        _require_unchanged(path, sha256, found)  # known before the first byte is sent
+        require_unchanged(path, sha256, found)  # known before the first byte is sent
         with _lfs_failures():
             self._hub.api.preupload_lfs_files(self._repo, [addition], revision=self._revision, free_memory=False)
         return Blob(found, addition.upload_info.size)
@@ -159,7 +159,8 @@ def stored_addition(name: str, blob: Blob) -> CommitOperationAdd:
     return addition
 
 
-def _require_unchanged(path: Path, expected: str | None, found: str) -> None:
+def require_unchanged(path: Path, expected: str | None, found: str) -> None:
+    """Raise OutputError if a file's SHA-256 is not the one that is expected of it, if any is."""
     if expected is not None and found != expected:
         raise OutputError(
             "the file has changed since it was recorded",

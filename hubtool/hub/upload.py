@@ -12,16 +12,17 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from hubtool.errors import HubError, OutputError, RecordError
 from hubtool.http import HubFile, git_sha1, list_files
-from hubtool.hub.blobs import Blobs, Progress, stored_addition
+from hubtool.hub.blobs import Blobs, Progress, require_unchanged, stored_addition
 from hubtool.hub.patience import PatientHub
 from hubtool.hub.reading import read_hub_file
 from hubtool.hub.state import Blob, State
 from hubtool.hub.target import Destination, Place, check_rights, find_place, make_place
-from hubtool.hubrules import check_metadata
+from hubtool.hubrules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.record import (
     ASSETS_PREFIX,
     CARD_FILE,
     RECORD_FILE,
+    FileRecord,
     Record,
     decode_record,
     encode_record,
@@ -213,31 +214,11 @@ class Upload:
             self._hub.say(f"{self._to.repo} is {'private' if place.private else 'public'} already, and stays so")
 
     def _check_folder(self) -> None:
-        """Raise OutputError if a file is not there, or not of its size."""
-        sizes = {file.name: file.nbytes for file in self._record.files}
+        """Raise OutputError if a file is not there, or has changed since it was recorded."""
+        recorded = {file.name: file for file in self._record.files}
         for name in self._names:
-            if name in self._sent:
-                continue
-            path = self._folder / name
-            if not path.is_file():
-                raise OutputError("missing file", where=path, remedy="convert again")
-            found = path.stat().st_size
-            if found != sizes.get(name, found):
-                raise OutputError(
-                    "another size than was recorded",
-                    where=path,
-                    found=format_nbytes(found),
-                    expected=format_nbytes(sizes[name]),
-                    remedy="convert again",
-                )
-            if found > FILE_LIMIT_NBYTES:
-                raise OutputError(
-                    "too large for the Hub",
-                    where=path,
-                    found=format_nbytes(found),
-                    expected=f"at most {format_nbytes(FILE_LIMIT_NBYTES)}",
-                    remedy="convert again, in more shards",
-                )
+            if name not in self._sent:
+                _check_file(self._folder / name, recorded.get(name))
 
     def _check_card(self) -> None:
         """Raise OutputError if the Hub would refuse the card, by its own word and by what is known of it."""
@@ -322,7 +303,7 @@ class Upload:
         sent = {**blobs.held(), **self._sent}
         sent = {name: blob for name, blob in sent.items() if blob.sha256 == self._hashes.get(name)}
         large = blobs.choose_large({name: self._folder / name for name in outlook.send if name not in sent})
-        regular = [name for name in outlook.send if name not in sent and name not in large]
+        regular = {name: self._content(name) for name in outlook.send if name not in sent and name not in large}
         for name in outlook.send:
             if name in large:
                 sent[name] = blobs.send_file(name, self._folder / name, self._hashes.get(name), progress)
@@ -331,10 +312,17 @@ class Upload:
 
         def make() -> list[CommitOperationAdd | CommitOperationDelete]:
             stored = [stored_addition(name, sent[name]) for name in outlook.send if name not in regular]
-            small = [CommitOperationAdd(name, self._folder / name) for name in regular]
+            small = [CommitOperationAdd(name, content) for name, content in regular.items()]
             return [*stored, *small, *(CommitOperationDelete(name, is_folder=False) for name in outlook.delete)]
 
         return make
+
+    def _content(self, name: str) -> bytes:
+        """The bytes of a small file, which are the recorded ones if it is recorded."""
+        path = self._folder / name
+        content = path.read_bytes()
+        require_unchanged(path, self._hashes.get(name), hashlib.sha256(content).hexdigest())
+        return content
 
     def _commit(
         self, outlook: Outlook, operations: Callable[[], list[CommitOperationAdd | CommitOperationDelete]]
@@ -368,6 +356,33 @@ class Upload:
     def _url(self, commit: str, place: Place) -> str:
         endpoint = f"{self._hub.api.endpoint}/{self._to.repo}"
         return f"{endpoint}/discussions/{place.pull_request}" if place.pull_request else f"{endpoint}/tree/{commit}"
+
+
+def _check_file(path: Path, recorded: FileRecord | None) -> None:
+    """Raise OutputError if a file is not there, or not the recorded one; a large one is hashed while it is sent."""
+    if not path.is_file():
+        raise OutputError("missing file", where=path, remedy="convert again")
+    found = path.stat().st_size
+    if found > FILE_LIMIT_NBYTES:
+        raise OutputError(
+            "too large for the Hub",
+            where=path,
+            found=format_nbytes(found),
+            expected=f"at most {format_nbytes(FILE_LIMIT_NBYTES)}",
+            remedy="convert again, in more shards",
+        )
+    if recorded is None:
+        return
+    if found != recorded.nbytes:
+        raise OutputError(
+            "another size than was recorded",
+            where=path,
+            found=format_nbytes(found),
+            expected=format_nbytes(recorded.nbytes),
+            remedy="convert again",
+        )
+    if found <= REGULAR_LIMIT_NBYTES:
+        require_unchanged(path, recorded.sha256, file_sha256(path))
 
 
 def foresee(hub: PatientHub, folder: Path, to: Destination, sizes: Mapping[str, int]) -> Outlook:

@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from hubtool.hubrules import check_metadata
+from hubtool.hubrules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.rehearsal.accounts import Token
 from hubtool.rehearsal.api_repos import REPO
 from hubtool.rehearsal.api_xet import take_over
-from hubtool.rehearsal.changes import REGULAR_LIMIT, Changes, lfs_patterns, matches
+from hubtool.rehearsal.changes import Changes, lfs_patterns, matches
 from hubtool.rehearsal.discussions import Discussions
 from hubtool.rehearsal.hub import contributable_repo, hub_of, require_right
 from hubtool.rehearsal.repos import Message, Repo
@@ -124,7 +124,7 @@ def _wants_lfs(candidate: Candidate, patterns: list[str]) -> bool:
         raise Refusal(400, f"{candidate.path}: the sample is not base64: {error}") from error
     if candidate.size == 0:
         return False
-    return matches(candidate.path, patterns) or candidate.size > REGULAR_LIMIT or b"\0" in sample
+    return matches(candidate.path, patterns) or candidate.size > REGULAR_LIMIT_NBYTES or b"\0" in sample
 
 
 ROUTES = [

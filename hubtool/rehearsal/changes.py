@@ -9,14 +9,11 @@ from typing import Literal
 import msgspec
 from starlette.requests import Request
 
-from hubtool.hubrules import check_metadata
+from hubtool.hubrules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.rehearsal import git
 from hubtool.rehearsal.hub import Hub
 from hubtool.rehearsal.repos import Commit, File, Repo
 from hubtool.rehearsal.wire import Nbytes, Refusal, Sha256
-
-REGULAR_LIMIT = 10 << 20
-"""Bytes of the largest file that the Hub takes as a regular one."""
 
 LINE_LIMIT = 15 << 20
 """Bytes of the longest line of a commit: the largest regular file in base64, and its path."""
@@ -117,7 +114,7 @@ class Changes:
             content = base64.b64decode(encoded, validate=True) if file.encoding == "base64" else encoded
         except binascii.Error as error:
             raise Refusal(400, f"{file.path}: not base64: {error}") from error
-        if len(content) > REGULAR_LIMIT:
+        if len(content) > REGULAR_LIMIT_NBYTES:
             raise Refusal(400, f"{file.path}: {len(content)} bytes; files larger than 10 MiB go through LFS or xet")
         if file.path == "README.md":
             fatal = [problem.message for problem in check_metadata(content.decode("utf-8", "replace")) if problem.fatal]
