@@ -19,7 +19,7 @@ from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from hubtool.errors import OutputError
 from hubtool.http import said
 from hubtool.hub import xet
-from hubtool.hub.patience import EXPIRED_STATUS, REPEATED_STATUSES, PatientHub, TransferError
+from hubtool.hub.patience import EXPIRED_STATUS, REPEATED_STATUSES, PatientHub, TransferError, readable_answers
 from hubtool.hub.state import Blob, State
 
 SAMPLE_NBYTES = 512
@@ -81,12 +81,12 @@ class Blobs:
             candidates.append({"path": name, "size": path.stat().st_size, "sample": sample})
         large: set[str] = set()
         for start in range(0, len(candidates), PREUPLOAD_FILES):
-            answer = self._hub.request(
+            answer = self._hub.ask(
                 "POST",
                 f"/api/models/{self._repo}/preupload/{quote(self._revision, safe='')}",
                 self._repo,
                 json={"files": candidates[start : start + PREUPLOAD_FILES]},
-            ).json()
+            )
             large |= {file["path"] for file in answer["files"] if file["uploadMode"] == "lfs"}
         return frozenset(name for name in large if files[name].stat().st_size > 0)
 
@@ -142,7 +142,7 @@ class Blobs:
         addition = _ToldAddition(name, path, advance)
         found = addition.upload_info.sha256.hex()
         require_unchanged(path, sha256, found)  # known before the first byte is sent
-        with _lfs_failures():
+        with _lfs_failures(), readable_answers():
             self._hub.api.preupload_lfs_files(self._repo, [addition], revision=self._revision, free_memory=False)
         return Blob(found, addition.upload_info.size)
 

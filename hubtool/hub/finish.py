@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from hubtool.errors import HubError
-from hubtool.http import git_sha1, list_files, translated
+from hubtool.http import git_sha1, list_files
+from hubtool.hub.commits import commit_once
 from hubtool.hub.patience import PatientHub
 from hubtool.hub.target import Destination
 from hubtool.hub.upload import Published, find_tag, record_digest
@@ -91,14 +92,14 @@ def commit_documents(
     """The commit that gives a repo these small files and nothing else, if it still stands at `parent`.
 
     Raises:
+        OutputError: The Hub refuses the card.
         HubError: The Hub refused, someone else has committed meanwhile, or it could not be reached.
     """
     hub = api if isinstance(api, PatientHub) else PatientHub(api)
 
-    def send() -> str:
+    def send() -> CommitInfo:
         operations = [CommitOperationAdd(name, content) for name, content in documents.items()]
-        made = hub.api.create_commit(repo, operations=operations, commit_message=message, parent_commit=parent)
-        return str(made.oid)
+        return hub.api.create_commit(repo, operations=operations, commit_message=message, parent_commit=parent)
 
     def landed() -> str | None:
         head = hub.attempt(repo, lambda: hub.api.model_info(repo).sha)
@@ -108,5 +109,4 @@ def commit_documents(
         same = (name in there and there[name].git_sha1 == git_sha1(content) for name, content in documents.items())
         return head if all(same) else None
 
-    with translated(repo):
-        return hub.attempt(f"{repo}: commit", send, landed)
+    return commit_once(hub, repo, send, landed)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 from hubtool.errors import HubError, OutputError, RecordError
 from hubtool.http import HubFile, git_sha1, list_files
 from hubtool.hub.blobs import Blobs, Progress, require_unchanged, stored_addition
-from hubtool.hub.patience import PatientHub
+from hubtool.hub.commits import Operation, card_refused, commit_once
+from hubtool.hub.patience import PatientHub, refused_status
 from hubtool.hub.reading import read_hub_file
 from hubtool.hub.state import Blob, State
 from hubtool.hub.target import Destination, Place, check_rights, find_place, make_place
@@ -38,6 +39,7 @@ FILE_LIMIT_NBYTES = 200 * GB
 """Advised at most (huggingface.co/docs/hub/storage-limits)."""
 
 DIGEST_LENGTH = 12
+BAD_REQUEST = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,22 +229,14 @@ class Upload:
         if not problems:
             body = {"content": text, "repoType": "model"}
             try:
-                answer = self._hub.request("POST", "/api/validate-yaml", f"{self._to.repo}: {CARD_FILE}", json=body)
+                answer = self._hub.ask("POST", "/api/validate-yaml", f"{self._to.repo}: {CARD_FILE}", json=body)
             except HubError as error:
-                raise OutputError(
-                    "the Hub refuses the card",
-                    where=self._folder / CARD_FILE,
-                    found=error.found or error.what,
-                    remedy=error.remedy or "mend its metadata, then run it again",
-                ) from error
-            problems = [problem["message"] for problem in answer.json().get("errors", [])]
+                if refused_status(error) != BAD_REQUEST:
+                    raise
+                raise card_refused(self._folder / CARD_FILE, error.found) from error
+            problems = [problem["message"] for problem in answer.get("errors", [])]
         if problems:
-            raise OutputError(
-                "the Hub refuses the card",
-                where=self._folder / CARD_FILE,
-                found="; ".join(problems),
-                remedy="mend its metadata, then run it again",
-            )
+            raise card_refused(self._folder / CARD_FILE, "; ".join(problems))
 
     def _check_tag(self, outlook: Outlook) -> None:
         """Raise HubError if the tag that was asked for is another commit's."""
@@ -295,9 +289,7 @@ class Upload:
             return there.sha256 == (self._hashes.get(name) or file_sha256(path))
         return name not in self._sent and there.git_sha1 == git_sha1(path.read_bytes())
 
-    def _operations(
-        self, outlook: Outlook, progress: Progress
-    ) -> Callable[[], list[CommitOperationAdd | CommitOperationDelete]]:
+    def _operations(self, outlook: Outlook, progress: Progress) -> Callable[[], Sequence[Operation]]:
         """Send every large content; what gives the lines of the commit, anew for each try."""
         blobs = Blobs(self._hub, self._to.repo, outlook.place.revision, self._state)
         sent = {**blobs.held(), **self._sent}
@@ -310,7 +302,7 @@ class Upload:
             else:
                 progress(name, self._nbytes(name))
 
-        def make() -> list[CommitOperationAdd | CommitOperationDelete]:
+        def make() -> Sequence[Operation]:
             stored = [stored_addition(name, sent[name]) for name in outlook.send if name not in regular]
             small = [CommitOperationAdd(name, content) for name, content in regular.items()]
             return [*stored, *small, *(CommitOperationDelete(name, is_folder=False) for name in outlook.delete)]
@@ -324,24 +316,21 @@ class Upload:
         require_unchanged(path, self._hashes.get(name), hashlib.sha256(content).hexdigest())
         return content
 
-    def _commit(
-        self, outlook: Outlook, operations: Callable[[], list[CommitOperationAdd | CommitOperationDelete]]
-    ) -> str:
+    def _commit(self, outlook: Outlook, operations: Callable[[], Sequence[Operation]]) -> str:
         """Commit all at once to what was looked at; the commit's id.
 
         A commit whose answer was lost has landed if its branch has moved on and now lacks nothing.
         """
         repo, place = self._to.repo, outlook.place
 
-        def send() -> str:
-            made = self._hub.api.create_commit(
+        def send() -> CommitInfo:
+            return self._hub.api.create_commit(
                 repo,
                 operations=operations(),
                 commit_message=f"Publish {self._record.recipe.name} with hubtool {self._record.versions['hubtool']}",
                 revision=place.revision,
                 parent_commit=place.head,
             )
-            return str(made.oid)
 
         def landed() -> str | None:
             head = self._hub.attempt(repo, lambda: self._hub.api.model_info(repo, revision=place.revision).sha)
@@ -351,7 +340,7 @@ class Upload:
             whole = all(self._is_there(name, there.get(name)) for name in self._names)
             return head if whole and not set(outlook.delete) & there.keys() else None
 
-        return self._hub.attempt(f"{repo}: commit", send, landed)
+        return commit_once(self._hub, repo, send, landed)
 
     def _url(self, commit: str, place: Place) -> str:
         endpoint = f"{self._hub.api.endpoint}/{self._to.repo}"
