@@ -16,10 +16,18 @@ from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
-from hubtool.errors import OutputError
+from hubtool.errors import HubError, OutputError
 from hubtool.http import said
 from hubtool.hub import xet
-from hubtool.hub.patience import EXPIRED_STATUS, REPEATED_STATUSES, PatientHub, TransferError, readable_answers
+from hubtool.hub.patience import (
+    EXPIRED_STATUS,
+    NOT_FOUND,
+    REPEATED_STATUSES,
+    PatientHub,
+    TransferError,
+    readable_answers,
+    refused_status,
+)
 from hubtool.hub.state import Blob, State
 
 SAMPLE_NBYTES = 512
@@ -47,25 +55,31 @@ class Blobs:
         self._state = state
 
     def held(self) -> Mapping[str, Blob]:
-        """What earlier runs have sent and the Hub still has, by file name."""
+        """What earlier runs have sent and the Hub still has, by file name; nothing if it cannot be asked."""
         sent = self._state.blobs
         if not sent:
             return {}
         infos = [UploadInfo(blob.nbytes, b"", bytes.fromhex(blob.sha256)) for blob in sent.values()]
 
         def ask() -> set[str]:
-            answers, _, _ = post_lfs_batch_info(
-                infos,
-                token=None,
-                repo_id=self._repo,
-                repo_type="model",
-                revision=self._revision,
-                endpoint=self._hub.api.endpoint,
-                headers=self._hub.api._build_hf_headers(),
-            )
+            with readable_answers():
+                answers, _, _ = post_lfs_batch_info(
+                    infos,
+                    token=None,
+                    repo_id=self._repo,
+                    repo_type="model",
+                    revision=self._revision,
+                    endpoint=self._hub.api.endpoint,
+                    headers=self._hub.api._build_hf_headers(),
+                )
             return {answer["oid"] for answer in answers if answer.get("actions") is None}
 
-        there = self._hub.attempt(self._repo, ask)
+        try:
+            there = self._hub.attempt(self._repo, ask)
+        except HubError as error:
+            if refused_status(error) != NOT_FOUND:
+                raise
+            return {}
         return {name: blob for name, blob in sent.items() if blob.sha256 in there}
 
     def choose_large(self, files: Mapping[str, Path]) -> frozenset[str]:

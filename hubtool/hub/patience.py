@@ -66,6 +66,10 @@ def readable_answers() -> Iterator[None]:
         raise TransferError(reason, repeatable=True) from error
 
 
+NOT_FOUND = 404
+BAD_REQUEST = 400
+
+
 def refused_status(error: HubError) -> int | None:
     """The status with which the Hub refused, None if it is about something else."""
     cause = error.__cause__

@@ -10,7 +10,7 @@ from huggingface_hub.utils import _http as stock
 
 from hubtool.errors import HubError, UsageError
 from hubtool.http import HubFile, list_files
-from hubtool.hub.patience import PatientHub
+from hubtool.hub.patience import NOT_FOUND, PatientHub, refused_status
 from hubtool.hub.state import State
 from hubtool.units import GB, format_size
 
@@ -150,12 +150,21 @@ def check_rights(hub: PatientHub, to: Destination, place: Place, nbytes: int) ->
     if token.get("role") == "read":
         raise HubError("the token may only read", where=to.repo, remedy="make one that may write, and set HF_TOKEN")
     if place.exists and not to.pull_request:
-        hub.attempt(to.repo, lambda: hub.api.auth_check(to.repo, write=True))
+        _check_write(hub, to.repo)
     if place.private and nbytes > PRIVATE_QUOTA_NBYTES and not me.get("isPro") and me["name"] == _namespace(to.repo):
         hub.say(
             f"{to.repo} is private, and {format_size(nbytes)} are more than the {format_size(PRIVATE_QUOTA_NBYTES)} "
             "that an account has for private repos free of charge; --public avoids that"
         )
+
+
+def _check_write(hub: PatientHub, repo: str) -> None:
+    """Raise HubError if the token may not write to a repo that is there; not every Hub can be asked that."""
+    try:
+        hub.attempt(repo, lambda: hub.api.auth_check(repo, write=True))
+    except HubError as error:
+        if refused_status(error) != NOT_FOUND:
+            raise
 
 
 def _namespace(repo: str) -> str:

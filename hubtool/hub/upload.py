@@ -14,7 +14,7 @@ from hubtool.errors import HubError, OutputError, RecordError
 from hubtool.http import HubFile, git_sha1, list_files
 from hubtool.hub.blobs import Blobs, Progress, require_unchanged, stored_addition
 from hubtool.hub.commits import Operation, card_refused, commit_once
-from hubtool.hub.patience import PatientHub, refused_status
+from hubtool.hub.patience import BAD_REQUEST, PatientHub, refused_status
 from hubtool.hub.reading import read_hub_file
 from hubtool.hub.state import Blob, State
 from hubtool.hub.target import Destination, Place, check_rights, find_place, make_place
@@ -39,7 +39,6 @@ FILE_LIMIT_NBYTES = 200 * GB
 """Advised at most (huggingface.co/docs/hub/storage-limits)."""
 
 DIGEST_LENGTH = 12
-BAD_REQUEST = 400
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,20 @@ def test_card_that_the_hub_refuses_only_with_the_commit_is_told(publisher: Publi
     assert_published_once(publisher)
 
 
+@pytest.mark.parametrize("message", ["Not Found", None], ids=["JSON", "page"])
+@pytest.mark.parametrize("path", ["xet"])
+def test_hub_without_what_only_checks_ask_for_will_do(publisher: Publisher, message: str | None) -> None:
+    """Neither the check of rights nor LFS is needed by the stock client on its way by xet."""
+    publisher.publish()
+    (publisher.folder / "README.md").write_text((publisher.folder / "README.md").read_text() + "\nMore.\n")
+    missing = Answer(404, message) if message else Answer(404, body="<html>404</html>")
+    faults = [Fault("auth-check", answer=missing, times=1000), Fault("batch", answer=missing, times=1000)]
+    publisher.rehearsal.faults.add(*faults)
+    publisher.publish()
+    assert [fault.struck for fault in faults] == [1, 1]
+    assert len(publisher.commits()) == 2
+
+
 def test_hub_that_cannot_check_the_card_does_not_refuse_it(publisher: Publisher) -> None:
     publisher.rehearsal.faults.add(Fault("validate", answer=UNAVAILABLE, times=1000))
     with pytest.raises(HubError, match="Service Unavailable"):
