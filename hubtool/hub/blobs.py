@@ -30,9 +30,8 @@ from hubtool.hub.patience import (
 )
 from hubtool.hub.state import Blob, State
 
-SAMPLE_NBYTES = 512
 PREUPLOAD_FILES = 256
-"""What the stock client sends of each file, and of how many at once, to ask by which way they go."""
+"""Of how many files the stock client asks at once by which way they go."""
 
 Progress = Callable[[str, int], None]
 """Told a file's name and how many more of its bytes were sent."""
@@ -81,28 +80,6 @@ class Blobs:
                 raise
             return {}
         return {name: blob for name, blob in sent.items() if blob.sha256 in there}
-
-    def choose_large(self, files: Mapping[str, Path]) -> frozenset[str]:
-        """Which of these files the Hub wants by LFS or xet; the others travel in the commit itself.
-
-        Raises:
-            HubError: The Hub refused, or could not be reached.
-        """
-        candidates = []
-        for name, path in files.items():
-            with path.open("rb") as file:
-                sample = base64.b64encode(file.read(SAMPLE_NBYTES)).decode()
-            candidates.append({"path": name, "size": path.stat().st_size, "sample": sample})
-        large: set[str] = set()
-        for start in range(0, len(candidates), PREUPLOAD_FILES):
-            answer = self._hub.ask(
-                "POST",
-                f"/api/models/{self._repo}/preupload/{quote(self._revision, safe='')}",
-                self._repo,
-                json={"files": candidates[start : start + PREUPLOAD_FILES]},
-            )
-            large |= {file["path"] for file in answer["files"] if file["uploadMode"] == "lfs"}
-        return frozenset(name for name in large if files[name].stat().st_size > 0)
 
     def send_file(self, name: str, path: Path, sha256: str | None, progress: Progress) -> Blob:
         """Send a file, and write that down.
@@ -161,6 +138,45 @@ class Blobs:
         return Blob(found, addition.upload_info.size)
 
 
+def choose_large(hub: PatientHub, repo: str, revision: str, infos: Mapping[str, UploadInfo]) -> frozenset[str]:
+    """Which of these files the Hub wants by LFS or xet; the others travel in the commit itself.
+
+    Args:
+        hub: The Hub.
+        repo: `org/name`.
+        revision: The branch or pull request that they will be committed to.
+        infos: Size and first bytes by name.
+
+    Raises:
+        HubError: The Hub refused, or could not be reached.
+    """
+    candidates = [
+        {"path": name, "size": info.size, "sample": base64.b64encode(info.sample).decode()}
+        for name, info in infos.items()
+    ]
+    large: set[str] = set()
+    for start in range(0, len(candidates), PREUPLOAD_FILES):
+        answer = hub.ask(
+            "POST",
+            f"/api/models/{repo}/preupload/{quote(revision, safe='')}",
+            repo,
+            json={"files": candidates[start : start + PREUPLOAD_FILES]},
+        )
+        large |= {file["path"] for file in answer["files"] if file["uploadMode"] == "lfs"}
+    return frozenset(name for name in large if infos[name].size > 0)
+
+
+def chosen_addition(name: str, content: bytes, *, large: bool) -> CommitOperationAdd:
+    """What adds a file by the way that was chosen.
+
+    huggingface_hub 2.4 has no public way to say so: without this mark it would ask again, and silently leave out what a
+    `.gitignore` in the repo names.
+    """
+    addition = CommitOperationAdd(name, content)
+    addition._upload_mode = "lfs" if large else "regular"
+    return addition
+
+
 def stored_addition(name: str, blob: Blob) -> CommitOperationAdd:
     """What commits content that the Hub has, though it may lie nowhere else.
 
@@ -190,6 +206,7 @@ class _ToldAddition(CommitOperationAdd):
 
     def __init__(self, name: str, path: Path, advance: Callable[[int], None]) -> None:
         super().__init__(name, path)
+        self._upload_mode = "lfs"  # see `chosen_addition`
         self._path = path
         self._advance = advance
 

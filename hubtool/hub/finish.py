@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.lfs import UploadInfo
 
 from hubtool.errors import HubError
 from hubtool.http import git_sha1, list_files
+from hubtool.hub.blobs import choose_large, chosen_addition
 from hubtool.hub.commits import commit_once
 from hubtool.hub.patience import PatientHub
-from hubtool.hub.target import Destination
+from hubtool.hub.target import MAIN, Destination
 from hubtool.hub.upload import Published, find_tag, record_digest
 from hubtool.record import Record
 
@@ -97,8 +99,11 @@ def commit_documents(
     """
     hub = api if isinstance(api, PatientHub) else PatientHub(api)
 
+    infos = {name: UploadInfo.from_bytes(content) for name, content in documents.items()}
+    large = choose_large(hub, repo, MAIN, infos)
+
     def send() -> CommitInfo:
-        operations = [CommitOperationAdd(name, content) for name, content in documents.items()]
+        operations = [chosen_addition(name, content, large=name in large) for name, content in documents.items()]
         return hub.api.create_commit(repo, operations=operations, commit_message=message, parent_commit=parent)
 
     def landed() -> str | None:

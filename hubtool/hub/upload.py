@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationDelete, HfApi
+from huggingface_hub.lfs import UploadInfo
 
 from hubtool.errors import HubError, OutputError, RecordError
 from hubtool.http import HubFile, git_sha1, list_files
-from hubtool.hub.blobs import Blobs, Progress, require_unchanged, stored_addition
+from hubtool.hub.blobs import Blobs, Progress, choose_large, chosen_addition, require_unchanged, stored_addition
 from hubtool.hub.commits import Operation, card_refused, commit_once
 from hubtool.hub.patience import BAD_REQUEST, PatientHub, refused_status
 from hubtool.hub.reading import read_hub_file
@@ -293,7 +294,8 @@ class Upload:
         blobs = Blobs(self._hub, self._to.repo, outlook.place.revision, self._state)
         sent = {**blobs.held(), **self._sent}
         sent = {name: blob for name, blob in sent.items() if blob.sha256 == self._hashes.get(name)}
-        large = blobs.choose_large({name: self._folder / name for name in outlook.send if name not in sent})
+        infos = {name: UploadInfo.from_path(str(self._folder / name)) for name in outlook.send if name not in sent}
+        large = choose_large(self._hub, self._to.repo, outlook.place.revision, infos)
         regular = {name: self._content(name) for name in outlook.send if name not in sent and name not in large}
         for name in outlook.send:
             if name in large:
@@ -303,7 +305,7 @@ class Upload:
 
         def make() -> Sequence[Operation]:
             stored = [stored_addition(name, sent[name]) for name in outlook.send if name not in regular]
-            small = [CommitOperationAdd(name, content) for name, content in regular.items()]
+            small = [chosen_addition(name, content, large=False) for name, content in regular.items()]
             return [*stored, *small, *(CommitOperationDelete(name, is_folder=False) for name in outlook.delete)]
 
         return make

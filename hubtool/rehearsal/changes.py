@@ -23,6 +23,7 @@ COMMIT_LIMIT = 256 << 20
 
 PATH_LIMIT = 1024
 ATTRIBUTES = ".gitattributes"
+IGNORE = ".gitignore"
 SPACE = "[[:space:]]"
 """How git-lfs writes a space of a path, which would end the pattern."""
 
@@ -216,6 +217,14 @@ def lfs_patterns(hub: Hub, files: dict[str, File]) -> list[str]:
     text = (hub.read_regular(files.get(ATTRIBUTES)) or b"").decode("utf-8", "replace")
     lines = (line.split() for line in text.splitlines())
     return [words[0].replace(SPACE, " ") for words in lines if words and "filter=lfs" in words[1:]]
+
+
+def ignore_patterns(hub: Hub, files: dict[str, File], text: str | None) -> list[str]:
+    """The plain patterns of a client's `.gitignore`, or else of the repo's; those of folders and exceptions are not."""
+    if text is None:
+        text = (hub.read_regular(files.get(IGNORE)) or b"").decode("utf-8", "replace")
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith(("#", "!")) and not line.endswith("/")]
 
 
 def matches(path: str, patterns: list[str]) -> bool:

@@ -8,11 +8,11 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from hubtool.errors import HubError, UsageError
 from hubtool.http import make_api
-from hubtool.hub import Destination
+from hubtool.hub import Destination, commit_documents
 from hubtool.rehearsal.faults import Answer, Fault
 from tests.checkpoints import edit_json, file_bytes
 from tests.fixtures import CommandLine, Samples
-from tests.hub.conftest import REPO, Publisher
+from tests.hub.conftest import PATHS, REPO, Publisher
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -77,6 +77,22 @@ def test_foreign_files_stay_and_are_named(publisher: Publisher) -> None:
     assert (release.published.foreign, release.published.deleted) == (("old.safetensors", "paper.pdf"), ())
     assert files_at(publisher) == {*file_bytes(publisher.folder), "old.safetensors", "paper.pdf"}
     assert Path(publisher.api.hf_hub_download(REPO, "README.md")).read_bytes() != foreign["README.md"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_the_repo_ignores_is_published_all_the_same(publisher: Publisher) -> None:
+    """The Hub tells the client what `.gitignore` names, and the stock client leaves it out without a word."""
+    publisher.api.create_repo(REPO)
+    ignore = b"config.json\nLICENSE\nREADME.md\n*.safetensors\ntokenizer*\nbits.png\n"
+    publisher.api.create_commit(REPO, [CommitOperationAdd(".gitignore", ignore)], commit_message="Ignore")
+    assert publisher.publish().published.foreign == (".gitignore",)
+    assert files_at(publisher) == {*file_bytes(publisher.folder), ".gitignore"}
+    documents = {"README.md": (publisher.folder / "README.md").read_bytes() + b"More.\n", "assets/bits.png": b"\0PNG"}
+    head = publisher.api.model_info(REPO).sha
+    assert head is not None
+    commit_documents(publisher.api, REPO, documents, head, "Card")
+    there = {name: Path(publisher.api.hf_hub_download(REPO, name)).read_bytes() for name in documents}
+    assert there == documents
 
 
 def test_files_of_an_earlier_release_go_in_the_same_commit(publisher: Publisher) -> None:
