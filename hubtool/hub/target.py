@@ -1,6 +1,6 @@
 """Where to on the Hub: a repo, a branch of it, or a pull request; found, and made where it is not there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from huggingface_hub import Discussion
@@ -205,34 +205,50 @@ def _create_repo(hub: PatientHub, to: Destination) -> None:
 
 def _find_pull_request(hub: PatientHub, repo: str, state: State, title: str) -> int | None:
     """The number of the pull request that an earlier run has opened, if it was not merged."""
-    number = state.pull_request
-    if number is not None:
-        known = hub.attempt(repo, lambda: hub.api.get_discussion_details(repo, number))
-        if known.status == "closed":
-            raise HubError(
-                "the pull request was closed",
-                where=f"{repo} #{number}",
-                remedy="reopen it on its page, then run it again",
-            )
-        return None if known.status == "merged" else number
     me = hub.attempt(repo, hub.api.whoami)["name"]
+    known = _read_pull_request(hub, repo, state.pull_request, me)
+    if known is None:
+        found = next(iter(_search_pull_requests(hub, repo, me, title)), None)
+        if found != state.pull_request:
+            state.pull_request = found
+        return found
+    if known.status == "closed":
+        raise HubError(
+            "the pull request was closed",
+            where=f"{repo} #{known.num}",
+            remedy="reopen it on its page, then run it again",
+        )
+    return None if known.status == "merged" else known.num
+
+
+def _read_pull_request(hub: PatientHub, repo: str, number: int | None, author: str) -> Discussion | None:
+    """The pull request of this number, if it is one, and by this author."""
+    if number is None:
+        return None
+    try:
+        found = hub.attempt(repo, lambda: hub.api.get_discussion_details(repo, number))
+    except HubError as error:
+        if refused_status(error) != NOT_FOUND:
+            raise
+        return None
+    return found if found.is_pull_request and found.author == author else None
+
+
+def _search_pull_requests(hub: PatientHub, repo: str, author: str, title: str) -> Sequence[int]:
+    """The numbers of this author's open pull requests of a title."""
 
     def search() -> list[Discussion]:
-        return list(hub.api.get_repo_discussions(repo, author=me, discussion_type="pull_request"))
+        return list(hub.api.get_repo_discussions(repo, author=author, discussion_type="pull_request"))
 
-    mine = [each for each in hub.attempt(repo, search) if each.title == title and each.status in ("open", "draft")]
-    if not mine:
-        return None
-    state.pull_request = mine[0].num
-    return mine[0].num
+    found = hub.attempt(repo, search)
+    return [each.num for each in found if each.title == title and each.status in ("open", "draft")]
 
 
 def _open_pull_request(hub: PatientHub, repo: str, title: str, description: str) -> int:
     me = hub.attempt(repo, hub.api.whoami)["name"]
 
     def landed() -> int | None:
-        found = hub.attempt(repo, lambda: list(hub.api.get_repo_discussions(repo, author=me)))
-        return next((each.num for each in found if each.title == title and each.status in ("open", "draft")), None)
+        return next(iter(_search_pull_requests(hub, repo, me, title)), None)
 
     return hub.attempt(
         repo, lambda: hub.api.create_pull_request(repo, title, description=description).num, landed=landed

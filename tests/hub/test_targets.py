@@ -152,6 +152,25 @@ def test_pull_request_is_gone_on_with_after_a_failure(publisher: Publisher, stat
     assert len(publisher.commits("refs/pr/1")) == 1
 
 
+@pytest.mark.parametrize("there", ["nothing", "discussion", "pull request of someone else"])
+def test_number_of_a_pull_request_on_another_hub_is_not_relied_on(publisher: Publisher, there: str) -> None:
+    """Every Hub on loopback has the same state, and so has a repo that was deleted and made anew."""
+    publisher.api.create_repo(REPO, private=False)
+    other = ann(publisher)
+    publisher.publish(PR, other)
+    publisher.api.delete_repo(REPO)
+    publisher.api.create_repo(REPO, private=False)
+    if there == "discussion":
+        other.create_discussion(REPO, "A question")
+    elif there != "nothing":
+        publisher.api.create_pull_request(REPO, "Something else")
+    release = publisher.publish(PR, other)
+    assert release.published.pull_request == (1 if there == "nothing" else 2)
+    assert files_at(publisher, f"refs/pr/{release.published.pull_request}") == set(file_bytes(publisher.folder))
+    if there == "pull request of someone else":
+        assert publisher.commits("refs/pr/1") == []
+
+
 def test_merged_pull_request_is_not_opened_again(publisher: Publisher) -> None:
     publisher.api.create_repo(REPO)
     publisher.publish(PR)
