@@ -27,8 +27,9 @@ def finish(hub: PatientHub, to: Destination, record: Record, published: Publishe
     Raises:
         HubError: The Hub refused, or could not be reached.
     """
-    if published.pull_request is not None:
-        _open_for_review(hub, to.repo, published.pull_request)
+    if to.pull_request:
+        if published.pull_request is not None:  # it is not, if all of it was merged
+            _open_for_review(hub, to.repo, published.pull_request)
         return None
     tag = _tag(hub, to, record, published.commit)
     if to.public_after_verify:

@@ -44,11 +44,11 @@ class Destination:
 
     def __post_init__(self) -> None:
         """Refuses what contradicts itself."""
-        if self.pull_request and (self.revision != MAIN or self.tag or self.public_after_verify):
+        if self.pull_request and (self.revision != MAIN or self.tag or self.public_after_verify or self.collection):
             raise UsageError(
                 "a pull request goes to the main branch, and its repo is someone else's",
                 where="--pr",
-                remedy="leave --revision, --tag and --public-after-verify out",
+                remedy="leave --revision, --tag, --public-after-verify and --collection out",
             )
 
     @property
