@@ -188,7 +188,8 @@ class Upload:
                 stays sent.
         """
         seen = self._seen or self.look()
-        if seen.place.head is not None and not seen.send and not seen.delete:
+        stands = seen.place.made or self._to.pull_request  # one that would propose nothing is not opened
+        if stands and seen.place.head is not None and not seen.send and not seen.delete:
             return self._published(seen, seen.place.head)
         description = f"{format_nbytes(sum(file.nbytes for file in self._record.files))} in {len(self._names)} files"
         place = make_place(self._hub, self._to, self._state, self._title, description)

@@ -1,5 +1,6 @@
 """The places that a release goes to: new and existing repos, branches, pull requests, visibility, collections."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.hub.conftest import PATHS, REPO, Publisher
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 PR = Destination(REPO, pull_request=True)
+IN_COLLECTION = Destination(REPO, collection="someone/v4-0123456789ab")
 
 
 @pytest.fixture
@@ -120,6 +122,19 @@ def test_branch_is_made_and_main_stays(publisher: Publisher) -> None:
     assert release.tag is not None
 
 
+def test_branch_is_made_although_main_has_every_file(
+    publisher: Publisher, endpoint: None, hubtool: CommandLine
+) -> None:
+    published = publisher.publish().published
+    asked = ("upload", publisher.folder, "--to", REPO, "--revision", "next", "--dry-run")
+    assert (hubtool(*asked, "--json").document["exists"], hubtool(*asked, "--json").document["made"]) == (True, False)
+    assert "branch next (to be made in the repo that is there, private)" in hubtool(*asked).stdout
+    assert not publisher.publish(Destination(REPO, revision="next")).published.changed
+    branches = {branch.name: branch.target_commit for branch in publisher.api.list_repo_refs(REPO).branches}
+    assert branches == {"main": published.commit, "next": published.commit}
+    assert "branch next (there, private)" in hubtool(*asked).stdout
+
+
 @pytest.mark.parametrize("lost", [False, True], ids=["answered", "answer lost"])
 def test_pull_request_is_opened_once_by_who_may_only_propose(publisher: Publisher, lost: bool) -> None:
     publisher.api.create_repo(REPO, private=False)
@@ -172,11 +187,13 @@ def test_number_of_a_pull_request_on_another_hub_is_not_relied_on(publisher: Pub
 
 
 def test_merged_pull_request_is_not_opened_again(publisher: Publisher) -> None:
-    publisher.api.create_repo(REPO)
-    publisher.publish(PR)
+    publisher.api.create_repo(REPO, private=False)
+    other = ann(publisher)
+    publisher.publish(PR, other)
     publisher.api.merge_pull_request(REPO, 1)
-    again = publisher.publish(PR)
-    assert not again.published.changed
+    again = publisher.publish(PR, other)
+    assert (again.published.changed, again.tag) == (False, None)
+    assert publisher.api.list_repo_refs(REPO).tags == [], "the repo is someone else's"
     assert len(list(publisher.api.get_repo_discussions(REPO))) == 1
 
 
@@ -196,9 +213,10 @@ def test_pull_request_to_a_repo_that_is_not_there_is_refused(publisher: Publishe
         publisher.api.model_info(REPO)
 
 
-def test_pull_request_has_no_tag_and_no_branch() -> None:
-    with pytest.raises(UsageError, match="--pr"):
-        Destination(REPO, pull_request=True, tag="v1")
+@pytest.mark.parametrize("other", [Destination(REPO, tag="v1"), Destination(REPO, revision="v1"), IN_COLLECTION])
+def test_pull_request_has_no_tag_no_branch_and_no_collection(other: Destination) -> None:
+    with pytest.raises(UsageError, match="--pr.*--revision, --tag, .*--collection"):
+        replace(other, pull_request=True)
 
 
 def test_repo_is_added_to_the_collection_once(publisher: Publisher) -> None:
