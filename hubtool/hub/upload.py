@@ -23,6 +23,7 @@ from hubtool.hubrules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.record import (
     ASSETS_PREFIX,
     CARD_FILE,
+    DERIVED_FILES,
     RECORD_FILE,
     FileRecord,
     Record,
@@ -276,7 +277,7 @@ class Upload:
         except RecordError as error:
             self._hub.say(f"{self._to.repo}: its record cannot be read, so no file is deleted: {error.found}")
             return ()
-        return [*(file.name for file in earlier.files), *(name for name in place.files if is_derived(name))]
+        return [*(file.name for file in earlier.files), *DERIVED_FILES]
 
     def _nbytes(self, name: str) -> int:
         return self._sent[name].nbytes if name in self._sent else (self._folder / name).stat().st_size

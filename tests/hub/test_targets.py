@@ -104,13 +104,14 @@ def test_files_of_an_earlier_release_go_in_the_same_commit(publisher: Publisher)
     edit_json(earlier, lambda record: record["files"].append(gone))
     additions = [CommitOperationAdd("hubtool.json", earlier), CommitOperationAdd(str(gone["name"]), b"12345678")]
     additions += [CommitOperationAdd("assets/bits.png", b"\x89PNG"), CommitOperationAdd("notes.txt", b"mine")]
+    additions += [CommitOperationAdd("assets/logo.png", b"\x89PNG, mine")]
     publisher.api.create_commit(REPO, additions, commit_message="As an earlier hubtool had left it")
     edit_json(earlier, lambda record: record["files"].remove(gone))
     release = publisher.publish()
     assert release.published.deleted == ("assets/bits.png", str(gone["name"]))
-    assert release.published.foreign == ("notes.txt",)
+    assert release.published.foreign == ("assets/logo.png", "notes.txt")
     assert len(publisher.commits()) == 3
-    assert files_at(publisher) == {*file_bytes(publisher.folder), "notes.txt"}
+    assert files_at(publisher) == {*file_bytes(publisher.folder), "assets/logo.png", "notes.txt"}
 
 
 def test_branch_is_made_and_main_stays(publisher: Publisher) -> None:
