@@ -65,6 +65,9 @@ REPO_NAME = re.compile(r"(?!.*(?:--|\.\.|\.git$))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0
 REF_NAME = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock$))[^\x00-\x20~^:?*\[\\/.][^\x00-\x20~^:?*\[\\]{0,190}(?<![/.])")
 """The name of a branch or tag (git check-ref-format)."""
 
+REGULAR_LIMIT_NBYTES = 10 << 20
+"""The largest file that travels in a commit itself; larger ones go before it, by LFS or xet."""
+
 COLLECTION_DESCRIPTION_LENGTH = 150
 COLLECTION_NOTE_LENGTH = 500
 DISCUSSION_TITLE_LENGTHS = range(3, 201)

@@ -23,6 +23,7 @@ from hubtool.provenance import check_statements, make_statements, remove_stale
 from hubtool.record import (
     ASSETS_PREFIX,
     CARD_FILE,
+    DERIVED_FILES,
     PROVENANCE_FILE,
     RECORD_FILE,
     TEST_RESULT_FILE,
@@ -30,6 +31,7 @@ from hubtool.record import (
     Record,
     decode_record,
     encode_record,
+    read_record,
 )
 from hubtool.release import Change, commit_documents
 from hubtool.source import CONFIG_FILE, HUB_PREFIX, LocalSource, parse_json, parse_spec
@@ -101,6 +103,7 @@ class _Place:
     name: str
     folder: Path | None
     commit: str | None
+    record: Record | None
     files: Sequence[FileRecord]
     assets: Sequence[str]
     headers: Callable[[list[str]], Mapping[str, Header]]
@@ -125,12 +128,14 @@ def _folder(folder: Path) -> _Place:
     source = LocalSource(folder)
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     # Shards are as large as a disk is slow: `inspect` hashes them, here their sizes and headers are compared.
-    recorded = decode_record((folder / RECORD_FILE).read_bytes()).hashes() if RECORD_FILE in names else {}
+    record = read_record(folder)
+    recorded = record.hashes() if record is not None else {}
     hashes = {name: recorded.get(name) if _is_shard(name) else source.sha256(name) for name in names}
     return _Place(
         name=str(folder),
         folder=folder,
         commit=None,
+        record=record,
         files=[
             FileRecord(name=name, sha256=digest or "0" * 64, nbytes=(folder / name).stat().st_size)
             for name, digest in hashes.items()
@@ -147,14 +152,17 @@ def _repo(repo: str, revision: str | None, api: HfApi) -> _Place:
     assert commit is not None
     with translated(repo):
         assets = [name for name in list_files(api, repo, commit) if name.startswith(ASSETS_PREFIX)]
+    names = source.published_files
+    record = decode_record(source.read_file(RECORD_FILE)) if RECORD_FILE in names else None
+    if record is not None:  # a repo may hold more, which is its owner's
+        recorded = record.hashes()
+        names = tuple(name for name in names if name in recorded or name in DERIVED_FILES)
     return _Place(
         name=source.name,
         folder=None,
         commit=commit,
-        files=[
-            FileRecord(name=name, sha256=source.sha256(name), nbytes=source.nbytes(name))
-            for name in source.published_files
-        ],
+        record=record,
+        files=[FileRecord(name=name, sha256=source.sha256(name), nbytes=source.nbytes(name)) for name in names],
         assets=sorted(assets),
         headers=source.headers,
         read=source.read_file,
@@ -170,7 +178,7 @@ def _open(place: _Place) -> Opened:
     headers = place.headers([name for name in names if _is_shard(name)])
     if not headers:
         raise SourceError("no safetensors files", where=place.name, remedy="check the name")
-    record = decode_record(place.read(RECORD_FILE)) if RECORD_FILE in names else None
+    record = place.record
     card = place.read(CARD_FILE).decode("utf-8", errors="replace") if CARD_FILE in names else ""
     measurement = measure_files(headers, place.files, place.read, record)
     subject: Record | Unrecorded

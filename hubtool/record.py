@@ -19,8 +19,10 @@ CARD_FILE = "README.md"
 PROVENANCE_FILE = "provenance.intoto.json"
 TEST_RESULT_FILE = "test-result.intoto.json"
 SIGNATURE_FILE = "model.sig"
-DERIVED_FILES = (RECORD_FILE, CARD_FILE, PROVENANCE_FILE, TEST_RESULT_FILE, SIGNATURE_FILE)
 ASSETS_PREFIX = "assets/"
+PICTURE_FILES = (f"{ASSETS_PREFIX}bits.png", f"{ASSETS_PREFIX}bytes.png", f"{ASSETS_PREFIX}error.png")
+DERIVED_FILES = (RECORD_FILE, CARD_FILE, PROVENANCE_FILE, TEST_RESULT_FILE, SIGNATURE_FILE, *PICTURE_FILES)
+"""What hubtool makes of a record; other files in the folder of pictures are the publisher's own."""
 
 Outcome = Literal["passed", "failed", "refused_preflight", "aborted_by_guard", "not_run"]
 EvidenceKind = Literal["measured", "stated"]

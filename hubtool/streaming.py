@@ -247,7 +247,8 @@ class Streaming:
             published = upload.run(lambda name, nbytes: advance(0, name))
         keep_base(folder, self.api.endpoint, to.key, (folder / CARD_FILE).read_bytes())
         with self.watch.stage("verify"):
-            verification = hub.verify(self._hub, to.repo, revision=published.commit)
+            here = [name for name in hub.published_names(record, folder) if name not in sent]
+            verification = hub.verify(self._hub, to.repo, revision=published.commit, folder=folder, names=here)
             require_verified(verification)
             self._compare_headers(published.commit)
             tag = hub.finish(self._hub, to, record, published)

@@ -18,7 +18,7 @@ from hubtool.card.tables import (
     total_rows,
 )
 from hubtool.card.validation import Status, current_evidence, describe_nbytes, describe_rows, describe_status, known
-from hubtool.record import MeasuredRecord, Record, SiblingRecord
+from hubtool.record import PICTURE_FILES, MeasuredRecord, Record, SiblingRecord
 
 SECTIONS = (
     "summary",
@@ -36,11 +36,17 @@ SECTIONS = (
 )
 """Where the publisher's prose may stand; a section of that name that a template leaves out loses none."""
 
-PICTURES = {
-    "assets/bits.png": "Bits per parameter of each component, layer by layer",
-    "assets/bytes.png": "Bytes by component",
-    "assets/error.png": "Relative error of each component, layer by layer",
-}
+PICTURES = dict(
+    zip(
+        PICTURE_FILES,
+        (
+            "Bits per parameter of each component, layer by layer",
+            "Bytes by component",
+            "Relative error of each component, layer by layer",
+        ),
+        strict=True,
+    )
+)
 """Alternative text by name of the picture; `plots` draws them."""
 
 _ENCODINGS = {"fp4": "FP4 (E2M1)", "fp8": "FP8 (E4M3)", "plain": "BF16, float32 or integers"}

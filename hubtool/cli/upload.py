@@ -52,6 +52,7 @@ def outlook_document(to: "Destination", outlook: "Outlook") -> dict[str, Any]:
     return {
         "repo": to.repo,
         "exists": place.exists,
+        "made": place.made,
         "private": place.private,
         "revision": place.revision,
         "pull_request": place.pull_request,
@@ -67,7 +68,8 @@ def outlook_document(to: "Destination", outlook: "Outlook") -> dict[str, Any]:
 def outlook_text(to: "Destination", outlook: "Outlook") -> str:
     """What an upload would do, as lines."""
     place = outlook.place
-    repo = ("there" if place.exists else "to be made") + (", private" if place.private else ", public")
+    state = "there" if place.made else "to be made" if not place.exists else "to be made in the repo that is there"
+    repo = f"{state}, {'private' if place.private else 'public'}"
     where = f"a pull request to {to.repo}" if to.pull_request else f"{to.repo}, branch {to.revision}"
     lines = [
         f"destination {where} ({repo})",

@@ -42,6 +42,9 @@ def command(
     named = {problem.partition(":")[0] for problem in result.problems}
     problems = [*result.problems, *(problem for problem in checked.problems if problem.partition(":")[0] not in named)]
 
+    if result.foreign:
+        console.say(f"{repo} has files that are not hubtool's; they are not looked at: {', '.join(result.foreign)}")
+
     def text() -> str:
         against = "the record and the folder" if folder else "the record"
         remark = f"; the card was {checked.remark}" if checked.remark else ""
@@ -59,6 +62,7 @@ def command(
         "nbytes": result.nbytes,
         "problems": problems,
         "card_compared": checked.how,
+        "foreign": list(result.foreign),
         "verified": not problems,
     }
     console.answer(document, text)

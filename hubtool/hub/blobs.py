@@ -16,15 +16,22 @@ from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
-from hubtool.errors import OutputError
+from hubtool.errors import HubError, OutputError
 from hubtool.http import said
 from hubtool.hub import xet
-from hubtool.hub.patience import EXPIRED_STATUS, REPEATED_STATUSES, PatientHub, TransferError
+from hubtool.hub.patience import (
+    EXPIRED_STATUS,
+    NOT_FOUND,
+    REPEATED_STATUSES,
+    PatientHub,
+    TransferError,
+    readable_answers,
+    refused_status,
+)
 from hubtool.hub.state import Blob, State
 
-SAMPLE_NBYTES = 512
 PREUPLOAD_FILES = 256
-"""What the stock client sends of each file, and of how many at once, to ask by which way they go."""
+"""Of how many files the stock client asks at once by which way they go."""
 
 Progress = Callable[[str, int], None]
 """Told a file's name and how many more of its bytes were sent."""
@@ -47,48 +54,32 @@ class Blobs:
         self._state = state
 
     def held(self) -> Mapping[str, Blob]:
-        """What earlier runs have sent and the Hub still has, by file name."""
+        """What earlier runs have sent and the Hub still has, by file name; nothing if it cannot be asked."""
         sent = self._state.blobs
         if not sent:
             return {}
         infos = [UploadInfo(blob.nbytes, b"", bytes.fromhex(blob.sha256)) for blob in sent.values()]
 
         def ask() -> set[str]:
-            answers, _, _ = post_lfs_batch_info(
-                infos,
-                token=None,
-                repo_id=self._repo,
-                repo_type="model",
-                revision=self._revision,
-                endpoint=self._hub.api.endpoint,
-                headers=self._hub.api._build_hf_headers(),
-            )
+            with readable_answers():
+                answers, _, _ = post_lfs_batch_info(
+                    infos,
+                    token=None,
+                    repo_id=self._repo,
+                    repo_type="model",
+                    revision=self._revision,
+                    endpoint=self._hub.api.endpoint,
+                    headers=self._hub.api._build_hf_headers(),
+                )
             return {answer["oid"] for answer in answers if answer.get("actions") is None}
 
-        there = self._hub.attempt(self._repo, ask)
+        try:
+            there = self._hub.attempt(self._repo, ask)
+        except HubError as error:
+            if refused_status(error) != NOT_FOUND:
+                raise
+            return {}
         return {name: blob for name, blob in sent.items() if blob.sha256 in there}
-
-    def choose_large(self, files: Mapping[str, Path]) -> frozenset[str]:
-        """Which of these files the Hub wants by LFS or xet; the others travel in the commit itself.
-
-        Raises:
-            HubError: The Hub refused, or could not be reached.
-        """
-        candidates = []
-        for name, path in files.items():
-            with path.open("rb") as file:
-                sample = base64.b64encode(file.read(SAMPLE_NBYTES)).decode()
-            candidates.append({"path": name, "size": path.stat().st_size, "sample": sample})
-        large: set[str] = set()
-        for start in range(0, len(candidates), PREUPLOAD_FILES):
-            answer = self._hub.request(
-                "POST",
-                f"/api/models/{self._repo}/preupload/{quote(self._revision, safe='')}",
-                self._repo,
-                json={"files": candidates[start : start + PREUPLOAD_FILES]},
-            ).json()
-            large |= {file["path"] for file in answer["files"] if file["uploadMode"] == "lfs"}
-        return frozenset(name for name in large if files[name].stat().st_size > 0)
 
     def send_file(self, name: str, path: Path, sha256: str | None, progress: Progress) -> Blob:
         """Send a file, and write that down.
@@ -120,7 +111,7 @@ class Blobs:
             return self._send_by_lfs(name, path, sha256, advance)
 
         blob = self._hub.attempt(f"{self._repo}: {name}", send)
-        _require_unchanged(path, sha256, blob.sha256)
+        require_unchanged(path, sha256, blob.sha256)
         if blob.nbytes > highest:
             progress(name, blob.nbytes - highest)
         self._state.add_blob(name, blob)
@@ -141,10 +132,49 @@ class Blobs:
     def _send_by_lfs(self, name: str, path: Path, sha256: str | None, advance: Callable[[int], None]) -> Blob:
         addition = _ToldAddition(name, path, advance)
         found = addition.upload_info.sha256.hex()
-        _require_unchanged(path, sha256, found)  # known before the first byte is sent
-        with _lfs_failures():
+        require_unchanged(path, sha256, found)  # known before the first byte is sent
+        with _lfs_failures(), readable_answers():
             self._hub.api.preupload_lfs_files(self._repo, [addition], revision=self._revision, free_memory=False)
         return Blob(found, addition.upload_info.size)
+
+
+def choose_large(hub: PatientHub, repo: str, revision: str, infos: Mapping[str, UploadInfo]) -> frozenset[str]:
+    """Which of these files the Hub wants by LFS or xet; the others travel in the commit itself.
+
+    Args:
+        hub: The Hub.
+        repo: `org/name`.
+        revision: The branch or pull request that they will be committed to.
+        infos: Size and first bytes by name.
+
+    Raises:
+        HubError: The Hub refused, or could not be reached.
+    """
+    candidates = [
+        {"path": name, "size": info.size, "sample": base64.b64encode(info.sample).decode()}
+        for name, info in infos.items()
+    ]
+    large: set[str] = set()
+    for start in range(0, len(candidates), PREUPLOAD_FILES):
+        answer = hub.ask(
+            "POST",
+            f"/api/models/{repo}/preupload/{quote(revision, safe='')}",
+            repo,
+            json={"files": candidates[start : start + PREUPLOAD_FILES]},
+        )
+        large |= {file["path"] for file in answer["files"] if file["uploadMode"] == "lfs"}
+    return frozenset(name for name in large if infos[name].size > 0)
+
+
+def chosen_addition(name: str, content: bytes, *, large: bool) -> CommitOperationAdd:
+    """What adds a file by the way that was chosen.
+
+    huggingface_hub 2.4 has no public way to say so: without this mark it would ask again, and silently leave out what a
+    `.gitignore` in the repo names.
+    """
+    addition = CommitOperationAdd(name, content)
+    addition._upload_mode = "lfs" if large else "regular"
+    return addition
 
 
 def stored_addition(name: str, blob: Blob) -> CommitOperationAdd:
@@ -159,7 +189,8 @@ def stored_addition(name: str, blob: Blob) -> CommitOperationAdd:
     return addition
 
 
-def _require_unchanged(path: Path, expected: str | None, found: str) -> None:
+def require_unchanged(path: Path, expected: str | None, found: str) -> None:
+    """Raise OutputError if a file's SHA-256 is not the one that is expected of it, if any is."""
     if expected is not None and found != expected:
         raise OutputError(
             "the file has changed since it was recorded",
@@ -175,6 +206,7 @@ class _ToldAddition(CommitOperationAdd):
 
     def __init__(self, name: str, path: Path, advance: Callable[[int], None]) -> None:
         super().__init__(name, path)
+        self._upload_mode = "lfs"  # see `chosen_addition`
         self._path = path
         self._advance = advance
 

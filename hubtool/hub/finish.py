@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.lfs import UploadInfo
 
 from hubtool.errors import HubError
-from hubtool.http import git_sha1, list_files, translated
+from hubtool.http import git_sha1, list_files
+from hubtool.hub.blobs import choose_large, chosen_addition
+from hubtool.hub.commits import commit_once
 from hubtool.hub.patience import PatientHub
-from hubtool.hub.target import Destination
+from hubtool.hub.target import MAIN, Destination
 from hubtool.hub.upload import Published, find_tag, record_digest
 from hubtool.record import Record
 
@@ -24,8 +27,9 @@ def finish(hub: PatientHub, to: Destination, record: Record, published: Publishe
     Raises:
         HubError: The Hub refused, or could not be reached.
     """
-    if published.pull_request is not None:
-        _open_for_review(hub, to.repo, published.pull_request)
+    if to.pull_request:
+        if published.pull_request is not None:  # it is not, if all of it was merged
+            _open_for_review(hub, to.repo, published.pull_request)
         return None
     tag = _tag(hub, to, record, published.commit)
     if to.public_after_verify:
@@ -91,14 +95,17 @@ def commit_documents(
     """The commit that gives a repo these small files and nothing else, if it still stands at `parent`.
 
     Raises:
+        OutputError: The Hub refuses the card.
         HubError: The Hub refused, someone else has committed meanwhile, or it could not be reached.
     """
     hub = api if isinstance(api, PatientHub) else PatientHub(api)
 
-    def send() -> str:
-        operations = [CommitOperationAdd(name, content) for name, content in documents.items()]
-        made = hub.api.create_commit(repo, operations=operations, commit_message=message, parent_commit=parent)
-        return str(made.oid)
+    infos = {name: UploadInfo.from_bytes(content) for name, content in documents.items()}
+    large = choose_large(hub, repo, MAIN, infos)
+
+    def send() -> CommitInfo:
+        operations = [chosen_addition(name, content, large=name in large) for name, content in documents.items()]
+        return hub.api.create_commit(repo, operations=operations, commit_message=message, parent_commit=parent)
 
     def landed() -> str | None:
         head = hub.attempt(repo, lambda: hub.api.model_info(repo).sha)
@@ -108,5 +115,4 @@ def commit_documents(
         same = (name in there and there[name].git_sha1 == git_sha1(content) for name, content in documents.items())
         return head if all(same) else None
 
-    with translated(repo):
-        return hub.attempt(f"{repo}: commit", send, landed)
+    return commit_once(hub, repo, send, landed)

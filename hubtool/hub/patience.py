@@ -7,11 +7,13 @@ up, or never repeats, is judged here:
 | --- | --- |
 | 408, 425, 429, 500, 502, 503, 504, connection broken or silent | asked again; first looked whether it was done |
 | 409, another operation is in progress | asked again |
+| an answer in another form than a Hub's | asked again; first looked whether it was done |
 | 403 of an upload's address | it has expired: another is asked for |
 | 412, the repo has changed | never repeated: what was compared is no longer true |
 | 401, 402, 403 | never repeated: nothing will change by itself |
 """
 
+import json
 import logging
 import re
 import time
@@ -22,7 +24,13 @@ from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HfUriError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import _http as stock
 
 from hubtool.errors import HubError
@@ -36,7 +44,7 @@ EXPIRED_STATUS = 403
 
 
 class TransferError(Exception):
-    """Bytes did not get through; `__cause__` has the reason.
+    """What was sent did not get through, or its answer cannot be read; `__cause__` has the reason.
 
     Args:
         reason: What happened, in words.
@@ -46,6 +54,26 @@ class TransferError(Exception):
     def __init__(self, reason: str, *, repeatable: bool) -> None:
         super().__init__(reason)
         self.repeatable = repeatable
+
+
+@contextmanager
+def readable_answers() -> Iterator[None]:
+    """Turn what comes of an answer in another form than a Hub's, as gateways give, into a TransferError."""
+    try:
+        yield
+    except (KeyError, HfUriError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = f"an answer that cannot be read: {type(error).__name__}: {error}"
+        raise TransferError(reason, repeatable=True) from error
+
+
+NOT_FOUND = 404
+BAD_REQUEST = 400
+
+
+def refused_status(error: HubError) -> int | None:
+    """The status with which the Hub refused, None if it is about something else."""
+    cause = error.__cause__
+    return cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
 
 
 AT_ONCE = (OfflineModeIsEnabled, LocalTokenNotFoundError, HFValidationError)
@@ -124,8 +152,8 @@ class PatientHub:
                 self.patience.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
-    def request(self, method: str, path: str, what: str, **content: Any) -> httpx2.Response:
-        """The answer to a request that may be repeated at any time.
+    def ask(self, method: str, path: str, what: str, **content: Any) -> Any:
+        """The JSON that answers a request that may be repeated at any time.
 
         Args:
             method: `GET` or `POST`.
@@ -137,12 +165,13 @@ class PatientHub:
             HubError: See `attempt`.
         """
 
-        def call() -> httpx2.Response:
+        def call() -> Any:
             response = stock.get_session().request(
                 method, f"{self.api.endpoint}{path}", headers=self.api._build_hf_headers(), **content
             )
             stock.hf_raise_for_status(response)
-            return response
+            with readable_answers():
+                return response.json()
 
         return self.attempt(what, call)
 

@@ -57,11 +57,11 @@ class State:
 
     @property
     def pull_request(self) -> int | None:
-        """The number of the pull request that was opened."""
+        """The number of the pull request that was opened; a repo made anew may have another of that number."""
         return self._kept.pull_request
 
     @pull_request.setter
-    def pull_request(self, number: int) -> None:
+    def pull_request(self, number: int | None) -> None:
         self._kept.pull_request = number
         self._write()
 

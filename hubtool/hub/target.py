@@ -1,6 +1,6 @@
 """Where to on the Hub: a repo, a branch of it, or a pull request; found, and made where it is not there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from huggingface_hub import Discussion
@@ -10,7 +10,7 @@ from huggingface_hub.utils import _http as stock
 
 from hubtool.errors import HubError, UsageError
 from hubtool.http import HubFile, list_files
-from hubtool.hub.patience import PatientHub
+from hubtool.hub.patience import NOT_FOUND, PatientHub, refused_status
 from hubtool.hub.state import State
 from hubtool.units import GB, format_size
 
@@ -44,11 +44,11 @@ class Destination:
 
     def __post_init__(self) -> None:
         """Refuses what contradicts itself."""
-        if self.pull_request and (self.revision != MAIN or self.tag or self.public_after_verify):
+        if self.pull_request and (self.revision != MAIN or self.tag or self.public_after_verify or self.collection):
             raise UsageError(
                 "a pull request goes to the main branch, and its repo is someone else's",
                 where="--pr",
-                remedy="leave --revision, --tag and --public-after-verify out",
+                remedy="leave --revision, --tag, --public-after-verify and --collection out",
             )
 
     @property
@@ -150,12 +150,21 @@ def check_rights(hub: PatientHub, to: Destination, place: Place, nbytes: int) ->
     if token.get("role") == "read":
         raise HubError("the token may only read", where=to.repo, remedy="make one that may write, and set HF_TOKEN")
     if place.exists and not to.pull_request:
-        hub.attempt(to.repo, lambda: hub.api.auth_check(to.repo, write=True))
+        _check_write(hub, to.repo)
     if place.private and nbytes > PRIVATE_QUOTA_NBYTES and not me.get("isPro") and me["name"] == _namespace(to.repo):
         hub.say(
             f"{to.repo} is private, and {format_size(nbytes)} are more than the {format_size(PRIVATE_QUOTA_NBYTES)} "
             "that an account has for private repos free of charge; --public avoids that"
         )
+
+
+def _check_write(hub: PatientHub, repo: str) -> None:
+    """Raise HubError if the token may not write to a repo that is there; not every Hub can be asked that."""
+    try:
+        hub.attempt(repo, lambda: hub.api.auth_check(repo, write=True))
+    except HubError as error:
+        if refused_status(error) != NOT_FOUND:
+            raise
 
 
 def _namespace(repo: str) -> str:
@@ -196,34 +205,50 @@ def _create_repo(hub: PatientHub, to: Destination) -> None:
 
 def _find_pull_request(hub: PatientHub, repo: str, state: State, title: str) -> int | None:
     """The number of the pull request that an earlier run has opened, if it was not merged."""
-    number = state.pull_request
-    if number is not None:
-        known = hub.attempt(repo, lambda: hub.api.get_discussion_details(repo, number))
-        if known.status == "closed":
-            raise HubError(
-                "the pull request was closed",
-                where=f"{repo} #{number}",
-                remedy="reopen it on its page, then run it again",
-            )
-        return None if known.status == "merged" else number
     me = hub.attempt(repo, hub.api.whoami)["name"]
+    known = _read_pull_request(hub, repo, state.pull_request, me)
+    if known is None:
+        found = next(iter(_search_pull_requests(hub, repo, me, title)), None)
+        if found != state.pull_request:
+            state.pull_request = found
+        return found
+    if known.status == "closed":
+        raise HubError(
+            "the pull request was closed",
+            where=f"{repo} #{known.num}",
+            remedy="reopen it on its page, then run it again",
+        )
+    return None if known.status == "merged" else known.num
+
+
+def _read_pull_request(hub: PatientHub, repo: str, number: int | None, author: str) -> Discussion | None:
+    """The pull request of this number, if it is one, and by this author."""
+    if number is None:
+        return None
+    try:
+        found = hub.attempt(repo, lambda: hub.api.get_discussion_details(repo, number))
+    except HubError as error:
+        if refused_status(error) != NOT_FOUND:
+            raise
+        return None
+    return found if found.is_pull_request and found.author == author else None
+
+
+def _search_pull_requests(hub: PatientHub, repo: str, author: str, title: str) -> Sequence[int]:
+    """The numbers of this author's open pull requests of a title."""
 
     def search() -> list[Discussion]:
-        return list(hub.api.get_repo_discussions(repo, author=me, discussion_type="pull_request"))
+        return list(hub.api.get_repo_discussions(repo, author=author, discussion_type="pull_request"))
 
-    mine = [each for each in hub.attempt(repo, search) if each.title == title and each.status in ("open", "draft")]
-    if not mine:
-        return None
-    state.pull_request = mine[0].num
-    return mine[0].num
+    found = hub.attempt(repo, search)
+    return [each.num for each in found if each.title == title and each.status in ("open", "draft")]
 
 
 def _open_pull_request(hub: PatientHub, repo: str, title: str, description: str) -> int:
     me = hub.attempt(repo, hub.api.whoami)["name"]
 
     def landed() -> int | None:
-        found = hub.attempt(repo, lambda: list(hub.api.get_repo_discussions(repo, author=me)))
-        return next((each.num for each in found if each.title == title and each.status in ("open", "draft")), None)
+        return next(iter(_search_pull_requests(hub, repo, me, title)), None)
 
     return hub.attempt(
         repo, lambda: hub.api.create_pull_request(repo, title, description=description).num, landed=landed

@@ -8,20 +8,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationDelete, HfApi
+from huggingface_hub.lfs import UploadInfo
 
 from hubtool.errors import HubError, OutputError, RecordError
 from hubtool.http import HubFile, git_sha1, list_files
-from hubtool.hub.blobs import Blobs, Progress, stored_addition
-from hubtool.hub.patience import PatientHub
+from hubtool.hub.blobs import Blobs, Progress, choose_large, chosen_addition, require_unchanged, stored_addition
+from hubtool.hub.commits import Operation, card_refused, commit_once
+from hubtool.hub.patience import BAD_REQUEST, PatientHub, refused_status
 from hubtool.hub.reading import read_hub_file
 from hubtool.hub.state import Blob, State
 from hubtool.hub.target import Destination, Place, check_rights, find_place, make_place
-from hubtool.hubrules import check_metadata
+from hubtool.hubrules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.record import (
     ASSETS_PREFIX,
     CARD_FILE,
+    DERIVED_FILES,
     RECORD_FILE,
+    FileRecord,
     Record,
     decode_record,
     encode_record,
@@ -185,7 +189,8 @@ class Upload:
                 stays sent.
         """
         seen = self._seen or self.look()
-        if seen.place.head is not None and not seen.send and not seen.delete:
+        stands = seen.place.made or self._to.pull_request  # one that would propose nothing is not opened
+        if stands and seen.place.head is not None and not seen.send and not seen.delete:
             return self._published(seen, seen.place.head)
         description = f"{format_nbytes(sum(file.nbytes for file in self._record.files))} in {len(self._names)} files"
         place = make_place(self._hub, self._to, self._state, self._title, description)
@@ -213,31 +218,11 @@ class Upload:
             self._hub.say(f"{self._to.repo} is {'private' if place.private else 'public'} already, and stays so")
 
     def _check_folder(self) -> None:
-        """Raise OutputError if a file is not there, or not of its size."""
-        sizes = {file.name: file.nbytes for file in self._record.files}
+        """Raise OutputError if a file is not there, or has changed since it was recorded."""
+        recorded = {file.name: file for file in self._record.files}
         for name in self._names:
-            if name in self._sent:
-                continue
-            path = self._folder / name
-            if not path.is_file():
-                raise OutputError("missing file", where=path, remedy="convert again")
-            found = path.stat().st_size
-            if found != sizes.get(name, found):
-                raise OutputError(
-                    "another size than was recorded",
-                    where=path,
-                    found=format_nbytes(found),
-                    expected=format_nbytes(sizes[name]),
-                    remedy="convert again",
-                )
-            if found > FILE_LIMIT_NBYTES:
-                raise OutputError(
-                    "too large for the Hub",
-                    where=path,
-                    found=format_nbytes(found),
-                    expected=f"at most {format_nbytes(FILE_LIMIT_NBYTES)}",
-                    remedy="convert again, in more shards",
-                )
+            if name not in self._sent:
+                _check_file(self._folder / name, recorded.get(name))
 
     def _check_card(self) -> None:
         """Raise OutputError if the Hub would refuse the card, by its own word and by what is known of it."""
@@ -246,22 +231,14 @@ class Upload:
         if not problems:
             body = {"content": text, "repoType": "model"}
             try:
-                answer = self._hub.request("POST", "/api/validate-yaml", f"{self._to.repo}: {CARD_FILE}", json=body)
+                answer = self._hub.ask("POST", "/api/validate-yaml", f"{self._to.repo}: {CARD_FILE}", json=body)
             except HubError as error:
-                raise OutputError(
-                    "the Hub refuses the card",
-                    where=self._folder / CARD_FILE,
-                    found=error.found or error.what,
-                    remedy=error.remedy or "mend its metadata, then run it again",
-                ) from error
-            problems = [problem["message"] for problem in answer.json().get("errors", [])]
+                if refused_status(error) != BAD_REQUEST:
+                    raise
+                raise card_refused(self._folder / CARD_FILE, error.found) from error
+            problems = [problem["message"] for problem in answer.get("errors", [])]
         if problems:
-            raise OutputError(
-                "the Hub refuses the card",
-                where=self._folder / CARD_FILE,
-                found="; ".join(problems),
-                remedy="mend its metadata, then run it again",
-            )
+            raise card_refused(self._folder / CARD_FILE, "; ".join(problems))
 
     def _check_tag(self, outlook: Outlook) -> None:
         """Raise HubError if the tag that was asked for is another commit's."""
@@ -300,7 +277,7 @@ class Upload:
         except RecordError as error:
             self._hub.say(f"{self._to.repo}: its record cannot be read, so no file is deleted: {error.found}")
             return ()
-        return [*(file.name for file in earlier.files), *(name for name in place.files if is_derived(name))]
+        return [*(file.name for file in earlier.files), *DERIVED_FILES]
 
     def _nbytes(self, name: str) -> int:
         return self._sent[name].nbytes if name in self._sent else (self._folder / name).stat().st_size
@@ -314,46 +291,49 @@ class Upload:
             return there.sha256 == (self._hashes.get(name) or file_sha256(path))
         return name not in self._sent and there.git_sha1 == git_sha1(path.read_bytes())
 
-    def _operations(
-        self, outlook: Outlook, progress: Progress
-    ) -> Callable[[], list[CommitOperationAdd | CommitOperationDelete]]:
+    def _operations(self, outlook: Outlook, progress: Progress) -> Callable[[], Sequence[Operation]]:
         """Send every large content; what gives the lines of the commit, anew for each try."""
         blobs = Blobs(self._hub, self._to.repo, outlook.place.revision, self._state)
         sent = {**blobs.held(), **self._sent}
         sent = {name: blob for name, blob in sent.items() if blob.sha256 == self._hashes.get(name)}
-        large = blobs.choose_large({name: self._folder / name for name in outlook.send if name not in sent})
-        regular = [name for name in outlook.send if name not in sent and name not in large]
+        infos = {name: UploadInfo.from_path(str(self._folder / name)) for name in outlook.send if name not in sent}
+        large = choose_large(self._hub, self._to.repo, outlook.place.revision, infos)
+        regular = {name: self._content(name) for name in outlook.send if name not in sent and name not in large}
         for name in outlook.send:
             if name in large:
                 sent[name] = blobs.send_file(name, self._folder / name, self._hashes.get(name), progress)
             else:
                 progress(name, self._nbytes(name))
 
-        def make() -> list[CommitOperationAdd | CommitOperationDelete]:
+        def make() -> Sequence[Operation]:
             stored = [stored_addition(name, sent[name]) for name in outlook.send if name not in regular]
-            small = [CommitOperationAdd(name, self._folder / name) for name in regular]
+            small = [chosen_addition(name, content, large=False) for name, content in regular.items()]
             return [*stored, *small, *(CommitOperationDelete(name, is_folder=False) for name in outlook.delete)]
 
         return make
 
-    def _commit(
-        self, outlook: Outlook, operations: Callable[[], list[CommitOperationAdd | CommitOperationDelete]]
-    ) -> str:
+    def _content(self, name: str) -> bytes:
+        """The bytes of a small file, which are the recorded ones if it is recorded."""
+        path = self._folder / name
+        content = path.read_bytes()
+        require_unchanged(path, self._hashes.get(name), hashlib.sha256(content).hexdigest())
+        return content
+
+    def _commit(self, outlook: Outlook, operations: Callable[[], Sequence[Operation]]) -> str:
         """Commit all at once to what was looked at; the commit's id.
 
         A commit whose answer was lost has landed if its branch has moved on and now lacks nothing.
         """
         repo, place = self._to.repo, outlook.place
 
-        def send() -> str:
-            made = self._hub.api.create_commit(
+        def send() -> CommitInfo:
+            return self._hub.api.create_commit(
                 repo,
                 operations=operations(),
                 commit_message=f"Publish {self._record.recipe.name} with hubtool {self._record.versions['hubtool']}",
                 revision=place.revision,
                 parent_commit=place.head,
             )
-            return str(made.oid)
 
         def landed() -> str | None:
             head = self._hub.attempt(repo, lambda: self._hub.api.model_info(repo, revision=place.revision).sha)
@@ -363,11 +343,38 @@ class Upload:
             whole = all(self._is_there(name, there.get(name)) for name in self._names)
             return head if whole and not set(outlook.delete) & there.keys() else None
 
-        return self._hub.attempt(f"{repo}: commit", send, landed)
+        return commit_once(self._hub, repo, send, landed)
 
     def _url(self, commit: str, place: Place) -> str:
         endpoint = f"{self._hub.api.endpoint}/{self._to.repo}"
         return f"{endpoint}/discussions/{place.pull_request}" if place.pull_request else f"{endpoint}/tree/{commit}"
+
+
+def _check_file(path: Path, recorded: FileRecord | None) -> None:
+    """Raise OutputError if a file is not there, or not the recorded one; a large one is hashed while it is sent."""
+    if not path.is_file():
+        raise OutputError("missing file", where=path, remedy="convert again")
+    found = path.stat().st_size
+    if found > FILE_LIMIT_NBYTES:
+        raise OutputError(
+            "too large for the Hub",
+            where=path,
+            found=format_nbytes(found),
+            expected=f"at most {format_nbytes(FILE_LIMIT_NBYTES)}",
+            remedy="convert again, in more shards",
+        )
+    if recorded is None:
+        return
+    if found != recorded.nbytes:
+        raise OutputError(
+            "another size than was recorded",
+            where=path,
+            found=format_nbytes(found),
+            expected=format_nbytes(recorded.nbytes),
+            remedy="convert again",
+        )
+    if found <= REGULAR_LIMIT_NBYTES:
+        require_unchanged(path, recorded.sha256, file_sha256(path))
 
 
 def foresee(hub: PatientHub, folder: Path, to: Destination, sizes: Mapping[str, int]) -> Outlook:

@@ -11,20 +11,30 @@ from hubtool.http import HubFile, git_sha1, list_files
 from hubtool.hub.patience import PatientHub
 from hubtool.hub.reading import read_hub_file, read_hub_record
 from hubtool.hub.target import MAIN
-from hubtool.hub.upload import published_names
-from hubtool.record import CARD_FILE, Record, is_derived
+from hubtool.hub.upload import ATTRIBUTES_FILE, published_names
+from hubtool.record import CARD_FILE, DERIVED_FILES, Record
 from hubtool.source import file_sha256
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How a repo compares with a record: `problems` is empty if it holds."""
+    """How a repo compares with a record: `problems` is empty if it holds.
+
+    Attributes:
+        repo: `org/name`.
+        commit: The commit that was looked at.
+        files: How many of its files are hubtool's.
+        nbytes: Their bytes.
+        problems: Where it does not hold, as sentences.
+        foreign: Names of the other files, which nothing is known of.
+    """
 
     repo: str
     commit: str
     files: int
     nbytes: int
     problems: tuple[str, ...]
+    foreign: tuple[str, ...] = ()
 
 
 def verify(
@@ -59,8 +69,9 @@ def verify(
     if folder is not None:
         problems += _compare_folder(folder, there, published_names(record, folder) if names is None else names)
     hashes = record.hashes()
-    ours = [file.nbytes for name, file in there.items() if name in hashes or is_derived(name)]
-    return Verification(repo, commit, len(ours), sum(ours), tuple(problems))
+    ours = {name: file.nbytes for name, file in there.items() if name in hashes or name in DERIVED_FILES}
+    foreign = tuple(sorted(there.keys() - ours.keys() - {ATTRIBUTES_FILE}))
+    return Verification(repo, commit, len(ours), sum(ours.values()), tuple(problems), foreign)
 
 
 def _compare(hub: PatientHub, repo: str, commit: str, there: Mapping[str, HubFile], record: Record) -> Iterator[str]:

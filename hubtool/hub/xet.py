@@ -60,7 +60,7 @@ def _upload(hub: PatientHub, repo: str, revision: str, progress: Progress) -> It
     """An upload of hf_xet, which registers what was sent when the `with` ends without an error."""
     address = f"/api/models/{repo}/xet-write-token/{quote(revision, safe='')}"
     # Asked here, where it is known what may be repeated: hf_xet repeats for minutes without a word.
-    token = hub.request("GET", address, repo).json()
+    token = hub.ask("GET", address, repo)
     headers = hub.api._build_hf_headers()
     meter = _Meter(progress)
     try:

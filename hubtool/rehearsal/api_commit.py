@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from hubtool.hubrules import check_metadata
+from hubtool.hubrules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.rehearsal.accounts import Token
 from hubtool.rehearsal.api_repos import REPO
 from hubtool.rehearsal.api_xet import take_over
-from hubtool.rehearsal.changes import REGULAR_LIMIT, Changes, lfs_patterns, matches
+from hubtool.rehearsal.changes import Changes, ignore_patterns, lfs_patterns, matches
 from hubtool.rehearsal.discussions import Discussions
 from hubtool.rehearsal.hub import contributable_repo, hub_of, require_right
 from hubtool.rehearsal.repos import Message, Repo
@@ -38,6 +38,7 @@ class Preupload(msgspec.Struct):
     """Body of the upload mode question."""
 
     files: list[Candidate]
+    gitIgnore: str | None = None  # noqa: N815
 
 
 async def validate_yaml(request: Request) -> Response:
@@ -50,16 +51,21 @@ async def validate_yaml(request: Request) -> Response:
 
 
 async def preupload(request: Request) -> Response:
-    """Per file: by which way it is to be sent, and the hash of what the repo has under that path."""
+    """Per file: by which way it is to be sent, whether `.gitignore` names it, and the hash of what is under that path.
+
+    What is to be ignored is left out by the client; a commit that has it is taken all the same.
+    """
     repo, token = contributable_repo(request)
     _require_target(request, repo, token)
     body = await read_json(request, Preupload)
     files = repo.resolve(request.path_params["revision"]).files
     rules = lfs_patterns(hub_of(request), files)
+    ignored = ignore_patterns(hub_of(request), files, body.gitIgnore)
     answers = []
     for candidate in body.files:
         mode = "lfs" if _wants_lfs(candidate, rules) else "regular"
-        answer: dict[str, object] = {"path": candidate.path, "uploadMode": mode, "shouldIgnore": False}
+        ignore = matches(candidate.path, ignored)
+        answer: dict[str, object] = {"path": candidate.path, "uploadMode": mode, "shouldIgnore": ignore}
         if candidate.path in files:
             answer["oid"] = files[candidate.path].digest
         answers.append(answer)
@@ -124,7 +130,7 @@ def _wants_lfs(candidate: Candidate, patterns: list[str]) -> bool:
         raise Refusal(400, f"{candidate.path}: the sample is not base64: {error}") from error
     if candidate.size == 0:
         return False
-    return matches(candidate.path, patterns) or candidate.size > REGULAR_LIMIT or b"\0" in sample
+    return matches(candidate.path, patterns) or candidate.size > REGULAR_LIMIT_NBYTES or b"\0" in sample
 
 
 ROUTES = [

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hubtool.rehearsal.faults import Fault, Faults
+from hubtool.rehearsal.faults import Answer, Fault, Faults
 from hubtool.rehearsal.hub import owners_hub
 from hubtool.rehearsal.wire import read_json
 
@@ -37,9 +37,7 @@ class FaultyApp:
             if fault.effect.endswith("-after"):
                 await self.app(scope, receive, _swallow)
             if fault.effect.startswith("answer"):
-                body = {"error": fault.answer.message}
-                headers = {"X-Error-Message": fault.answer.message, **fault.answer.headers}
-                await JSONResponse(body, fault.answer.status, headers)(scope, receive, send)
+                await _response(fault.answer)(scope, receive, send)
             else:
                 await _read(receive, fault.nbytes)
                 await _abort(scope, receive)
@@ -52,6 +50,13 @@ class AbortableProtocol(H11Protocol):
         """Puts the connection into every request's state."""
         super().connection_made(transport)
         self.app_state: dict[str, Any] = {**self.app_state, "transport": transport}
+
+
+def _response(answer: Answer) -> Response:
+    if answer.body is not None:
+        return Response(answer.body, answer.status, answer.headers)
+    headers = {"X-Error-Message": answer.message, **answer.headers}
+    return JSONResponse({"error": answer.message}, answer.status, headers)
 
 
 async def _swallow(message: Message) -> None:

@@ -9,14 +9,11 @@ from typing import Literal
 import msgspec
 from starlette.requests import Request
 
-from hubtool.hubrules import check_metadata
+from hubtool.hubrules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.rehearsal import git
 from hubtool.rehearsal.hub import Hub
 from hubtool.rehearsal.repos import Commit, File, Repo
 from hubtool.rehearsal.wire import Nbytes, Refusal, Sha256
-
-REGULAR_LIMIT = 10 << 20
-"""Bytes of the largest file that the Hub takes as a regular one."""
 
 LINE_LIMIT = 15 << 20
 """Bytes of the longest line of a commit: the largest regular file in base64, and its path."""
@@ -26,6 +23,7 @@ COMMIT_LIMIT = 256 << 20
 
 PATH_LIMIT = 1024
 ATTRIBUTES = ".gitattributes"
+IGNORE = ".gitignore"
 SPACE = "[[:space:]]"
 """How git-lfs writes a space of a path, which would end the pattern."""
 
@@ -117,7 +115,7 @@ class Changes:
             content = base64.b64decode(encoded, validate=True) if file.encoding == "base64" else encoded
         except binascii.Error as error:
             raise Refusal(400, f"{file.path}: not base64: {error}") from error
-        if len(content) > REGULAR_LIMIT:
+        if len(content) > REGULAR_LIMIT_NBYTES:
             raise Refusal(400, f"{file.path}: {len(content)} bytes; files larger than 10 MiB go through LFS or xet")
         if file.path == "README.md":
             fatal = [problem.message for problem in check_metadata(content.decode("utf-8", "replace")) if problem.fatal]
@@ -219,6 +217,14 @@ def lfs_patterns(hub: Hub, files: dict[str, File]) -> list[str]:
     text = (hub.read_regular(files.get(ATTRIBUTES)) or b"").decode("utf-8", "replace")
     lines = (line.split() for line in text.splitlines())
     return [words[0].replace(SPACE, " ") for words in lines if words and "filter=lfs" in words[1:]]
+
+
+def ignore_patterns(hub: Hub, files: dict[str, File], text: str | None) -> list[str]:
+    """The plain patterns of a client's `.gitignore`, or else of the repo's; those of folders and exceptions are not."""
+    if text is None:
+        text = (hub.read_regular(files.get(IGNORE)) or b"").decode("utf-8", "replace")
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith(("#", "!")) and not line.endswith("/")]
 
 
 def matches(path: str, patterns: list[str]) -> bool:

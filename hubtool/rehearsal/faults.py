@@ -41,11 +41,19 @@ Effect = Literal["answer", "answer-after", "reset", "reset-after", "cut", "hang"
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What is answered in place of the truth."""
+    """What is answered in place of the truth.
+
+    Attributes:
+        status: HTTP status.
+        message: For the person; in the body and in X-Error-Message.
+        headers: Further headers.
+        body: What comes in place of the Hub's JSON, as from a gateway that knows nothing of Hubs.
+    """
 
     status: int = 500
     message: str = "Internal Error - We're working hard to fix this as soon as possible!"
     headers: dict[str, str] = {}
+    body: str | None = None
 
 
 RATE_LIMITED = Answer(429, "You have been rate limited", {"Retry-After": "1"})
@@ -60,6 +68,7 @@ EXPIRED_TOKEN = Answer(401, "Invalid credentials in Authorization header")
 QUOTA_REACHED = Answer(403, "Private repository storage limit reached")
 COMMIT_IN_PROGRESS = Answer(409, "Another commit operation is in progress")
 STALE_PARENT = Answer(412, "A commit has happened since. Please refresh and try again.")
+GATEWAY_TIMEOUT = Answer(504, body="<html><body><h1>504 Gateway Time-out</h1></body></html>")
 COMMIT_LIMIT_REACHED = Answer(429, "You have exceeded the rate limit for repository commits (128 per hour)")
 
 

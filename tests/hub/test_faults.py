@@ -9,13 +9,14 @@ from itertools import product
 
 import pytest
 
-from hubtool.errors import HubError
-from hubtool.hub import Destination
+from hubtool.errors import HubError, OutputError
+from hubtool.hub import Destination, commit_documents
 from hubtool.rehearsal.faults import (
     COMMIT_IN_PROGRESS,
     COMMIT_LIMIT_REACHED,
     EXPIRED_ADDRESS,
     EXPIRED_TOKEN,
+    GATEWAY_TIMEOUT,
     QUOTA_REACHED,
     RATE_LIMITED,
     RATE_WINDOW_FULL,
@@ -69,6 +70,73 @@ def test_what_may_be_repeated_ends_published_exactly_once(publisher: Publisher, 
     assert fault.struck, "the fault never struck"
     assert release.published.changed and release.verification.problems == ()
     assert_published_once(publisher)
+
+
+@pytest.mark.parametrize("stage", ["validate", "preupload", "batch", "commit", "xet-token"])
+@pytest.mark.parametrize("answer", [GATEWAY_TIMEOUT, Answer(200, body="<html>Sign in to the network</html>")])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_page_of_a_gateway_is_no_answer(publisher: Publisher, stage: str, answer: Answer, skip: int) -> None:
+    publisher.rehearsal.faults.add(Fault(stage, answer=answer, skip=skip, times=2))
+    publisher.publish()
+    assert_published_once(publisher)
+
+
+ODD = {
+    "no address": '{"success": true}',
+    "address elsewhere": '{"commitUrl": "https://hub.invalid/a/b/commit/0", "commitOid": "0"}',
+    "no JSON": "done",
+}
+"""Answers to a commit that landed."""
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_commit_that_landed_is_found_whatever_its_answer_says(publisher: Publisher, name: str) -> None:
+    fault = Fault("commit", "answer-after", Answer(200, body=ODD[name]), times=1000)
+    publisher.rehearsal.faults.add(fault)
+    release = publisher.publish()
+    assert (fault.struck, release.tag is not None, publisher.waits) == (1, True, [])
+    assert_published_once(publisher)
+
+
+@pytest.mark.parametrize("path", ["lfs"])
+@pytest.mark.parametrize("name", ODD)
+def test_card_whose_push_is_answered_oddly_is_pushed_once(publisher: Publisher, name: str) -> None:
+    publisher.publish()
+    card = (publisher.folder / "README.md").read_bytes() + b"More.\n"
+    head = publisher.api.model_info(REPO).sha
+    assert head is not None
+    publisher.rehearsal.faults.add(Fault("commit", "answer-after", Answer(200, body=ODD[name])))
+    commit = commit_documents(publisher.api, REPO, {"README.md": card}, head, "Card")
+    assert publisher.api.model_info(REPO).sha == commit
+    assert len(publisher.commits()) == 2
+
+
+def test_card_that_the_hub_refuses_only_with_the_commit_is_told(publisher: Publisher) -> None:
+    publisher.rehearsal.faults.add(Fault("validate", answer=Answer(400, "no such license today"), skip=1))
+    with pytest.raises(OutputError, match="README.md: the Hub refuses the card: found no such license today; mend"):
+        publisher.publish()
+    publisher.publish()
+    assert_published_once(publisher)
+
+
+@pytest.mark.parametrize("message", ["Not Found", None], ids=["JSON", "page"])
+@pytest.mark.parametrize("path", ["xet"])
+def test_hub_without_what_only_checks_ask_for_will_do(publisher: Publisher, message: str | None) -> None:
+    """Neither the check of rights nor LFS is needed by the stock client on its way by xet."""
+    publisher.publish()
+    (publisher.folder / "README.md").write_text((publisher.folder / "README.md").read_text() + "\nMore.\n")
+    missing = Answer(404, message) if message else Answer(404, body="<html>404</html>")
+    faults = [Fault("auth-check", answer=missing, times=1000), Fault("batch", answer=missing, times=1000)]
+    publisher.rehearsal.faults.add(*faults)
+    publisher.publish()
+    assert [fault.struck for fault in faults] == [1, 1]
+    assert len(publisher.commits()) == 2
+
+
+def test_hub_that_cannot_check_the_card_does_not_refuse_it(publisher: Publisher) -> None:
+    publisher.rehearsal.faults.add(Fault("validate", answer=UNAVAILABLE, times=1000))
+    with pytest.raises(HubError, match="Service Unavailable"):
+        publisher.publish()
 
 
 @pytest.mark.parametrize("stage", ["batch", "put", "verify"])

@@ -11,13 +11,14 @@ import pytest
 
 from hubtool.conversion import Advancing, Effort, convert_sources
 from hubtool.convert import Target
-from hubtool.errors import HubError
+from hubtool.errors import HubError, VerificationError
 from hubtool.hub import Blob, Blobs, Destination, Patience, PatientHub, State
 from hubtool.hub.patience import TransferError
 from hubtool.plan import Plan, make_plan
 from hubtool.planning import open_source, plan_source
 from hubtool.record import read_record
 from hubtool.rehearsal.faults import UNAVAILABLE, Answer, Fault
+from hubtool.rehearsal.repos import File
 from hubtool.release import Release
 from hubtool.source import Source
 from hubtool.streaming import Streaming
@@ -128,6 +129,23 @@ def test_card_says_what_streaming_leaves_unvalidated(stream: Stream) -> None:
     record = read_record(stream.folder)
     assert record is not None
     assert [(each.check, each.outcome) for each in record.evidence] == [("integrity", "not_run")]
+
+
+@pytest.mark.parametrize("name", ["README.md", "provenance.intoto.json", "hubtool.json"])
+def test_file_that_the_record_does_not_name_is_verified_too(
+    stream: Stream, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub stores other bytes of it than it was sent, which still make sense."""
+    store = stream.publisher.rehearsal.hub.put_regular
+
+    def store_other(content: bytes) -> File:
+        own = stream.folder / name
+        return store(content + b"\n" if own.is_file() and content == own.read_bytes() else content)
+
+    monkeypatch.setattr(stream.publisher.rehearsal.hub, "put_regular", store_other)
+    with pytest.raises(VerificationError, match=rf"{name}: the Hub has git sha1 \w+, the folder"):
+        stream.publish()
+    assert stream.publisher.api.list_repo_refs(REPO).tags == []
 
 
 def test_restart_makes_and_sends_only_what_was_not_sent(stream: Stream) -> None:

@@ -1,5 +1,6 @@
 """The places that a release goes to: new and existing repos, branches, pull requests, visibility, collections."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,16 +9,17 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from hubtool.errors import HubError, UsageError
 from hubtool.http import make_api
-from hubtool.hub import Destination
+from hubtool.hub import Destination, commit_documents
 from hubtool.rehearsal.faults import Answer, Fault
 from tests.checkpoints import edit_json, file_bytes
 from tests.fixtures import CommandLine, Samples
-from tests.hub.conftest import REPO, Publisher
+from tests.hub.conftest import PATHS, REPO, Publisher
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 PR = Destination(REPO, pull_request=True)
+IN_COLLECTION = Destination(REPO, collection="someone/v4-0123456789ab")
 
 
 @pytest.fixture
@@ -79,6 +81,22 @@ def test_foreign_files_stay_and_are_named(publisher: Publisher) -> None:
     assert Path(publisher.api.hf_hub_download(REPO, "README.md")).read_bytes() != foreign["README.md"]
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_what_the_repo_ignores_is_published_all_the_same(publisher: Publisher) -> None:
+    """The Hub tells the client what `.gitignore` names, and the stock client leaves it out without a word."""
+    publisher.api.create_repo(REPO)
+    ignore = b"config.json\nLICENSE\nREADME.md\n*.safetensors\ntokenizer*\nbits.png\n"
+    publisher.api.create_commit(REPO, [CommitOperationAdd(".gitignore", ignore)], commit_message="Ignore")
+    assert publisher.publish().published.foreign == (".gitignore",)
+    assert files_at(publisher) == {*file_bytes(publisher.folder), ".gitignore"}
+    documents = {"README.md": (publisher.folder / "README.md").read_bytes() + b"More.\n", "assets/bits.png": b"\0PNG"}
+    head = publisher.api.model_info(REPO).sha
+    assert head is not None
+    commit_documents(publisher.api, REPO, documents, head, "Card")
+    there = {name: Path(publisher.api.hf_hub_download(REPO, name)).read_bytes() for name in documents}
+    assert there == documents
+
+
 def test_files_of_an_earlier_release_go_in_the_same_commit(publisher: Publisher) -> None:
     publisher.publish()
     earlier = publisher.folder / "hubtool.json"
@@ -86,13 +104,14 @@ def test_files_of_an_earlier_release_go_in_the_same_commit(publisher: Publisher)
     edit_json(earlier, lambda record: record["files"].append(gone))
     additions = [CommitOperationAdd("hubtool.json", earlier), CommitOperationAdd(str(gone["name"]), b"12345678")]
     additions += [CommitOperationAdd("assets/bits.png", b"\x89PNG"), CommitOperationAdd("notes.txt", b"mine")]
+    additions += [CommitOperationAdd("assets/logo.png", b"\x89PNG, mine")]
     publisher.api.create_commit(REPO, additions, commit_message="As an earlier hubtool had left it")
     edit_json(earlier, lambda record: record["files"].remove(gone))
     release = publisher.publish()
     assert release.published.deleted == ("assets/bits.png", str(gone["name"]))
-    assert release.published.foreign == ("notes.txt",)
+    assert release.published.foreign == ("assets/logo.png", "notes.txt")
     assert len(publisher.commits()) == 3
-    assert files_at(publisher) == {*file_bytes(publisher.folder), "notes.txt"}
+    assert files_at(publisher) == {*file_bytes(publisher.folder), "assets/logo.png", "notes.txt"}
 
 
 def test_branch_is_made_and_main_stays(publisher: Publisher) -> None:
@@ -102,6 +121,19 @@ def test_branch_is_made_and_main_stays(publisher: Publisher) -> None:
     assert files_at(publisher, "next") == set(file_bytes(publisher.folder))
     assert not publisher.publish(to).published.changed
     assert release.tag is not None
+
+
+def test_branch_is_made_although_main_has_every_file(
+    publisher: Publisher, endpoint: None, hubtool: CommandLine
+) -> None:
+    published = publisher.publish().published
+    asked = ("upload", publisher.folder, "--to", REPO, "--revision", "next", "--dry-run")
+    assert (hubtool(*asked, "--json").document["exists"], hubtool(*asked, "--json").document["made"]) == (True, False)
+    assert "branch next (to be made in the repo that is there, private)" in hubtool(*asked).stdout
+    assert not publisher.publish(Destination(REPO, revision="next")).published.changed
+    branches = {branch.name: branch.target_commit for branch in publisher.api.list_repo_refs(REPO).branches}
+    assert branches == {"main": published.commit, "next": published.commit}
+    assert "branch next (there, private)" in hubtool(*asked).stdout
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["answered", "answer lost"])
@@ -136,12 +168,33 @@ def test_pull_request_is_gone_on_with_after_a_failure(publisher: Publisher, stat
     assert len(publisher.commits("refs/pr/1")) == 1
 
 
+@pytest.mark.parametrize("there", ["nothing", "discussion", "pull request of someone else"])
+def test_number_of_a_pull_request_on_another_hub_is_not_relied_on(publisher: Publisher, there: str) -> None:
+    """Every Hub on loopback has the same state, and so has a repo that was deleted and made anew."""
+    publisher.api.create_repo(REPO, private=False)
+    other = ann(publisher)
+    publisher.publish(PR, other)
+    publisher.api.delete_repo(REPO)
+    publisher.api.create_repo(REPO, private=False)
+    if there == "discussion":
+        other.create_discussion(REPO, "A question")
+    elif there != "nothing":
+        publisher.api.create_pull_request(REPO, "Something else")
+    release = publisher.publish(PR, other)
+    assert release.published.pull_request == (1 if there == "nothing" else 2)
+    assert files_at(publisher, f"refs/pr/{release.published.pull_request}") == set(file_bytes(publisher.folder))
+    if there == "pull request of someone else":
+        assert publisher.commits("refs/pr/1") == []
+
+
 def test_merged_pull_request_is_not_opened_again(publisher: Publisher) -> None:
-    publisher.api.create_repo(REPO)
-    publisher.publish(PR)
+    publisher.api.create_repo(REPO, private=False)
+    other = ann(publisher)
+    publisher.publish(PR, other)
     publisher.api.merge_pull_request(REPO, 1)
-    again = publisher.publish(PR)
-    assert not again.published.changed
+    again = publisher.publish(PR, other)
+    assert (again.published.changed, again.tag) == (False, None)
+    assert publisher.api.list_repo_refs(REPO).tags == [], "the repo is someone else's"
     assert len(list(publisher.api.get_repo_discussions(REPO))) == 1
 
 
@@ -161,9 +214,10 @@ def test_pull_request_to_a_repo_that_is_not_there_is_refused(publisher: Publishe
         publisher.api.model_info(REPO)
 
 
-def test_pull_request_has_no_tag_and_no_branch() -> None:
-    with pytest.raises(UsageError, match="--pr"):
-        Destination(REPO, pull_request=True, tag="v1")
+@pytest.mark.parametrize("other", [Destination(REPO, tag="v1"), Destination(REPO, revision="v1"), IN_COLLECTION])
+def test_pull_request_has_no_tag_no_branch_and_no_collection(other: Destination) -> None:
+    with pytest.raises(UsageError, match="--pr.*--revision, --tag, .*--collection"):
+        replace(other, pull_request=True)
 
 
 def test_repo_is_added_to_the_collection_once(publisher: Publisher) -> None:

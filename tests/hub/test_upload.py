@@ -74,15 +74,39 @@ def test_tag_of_another_commit_is_refused_before_anything_is_sent(publisher: Pub
     assert publisher.commits() == []
 
 
-@pytest.mark.parametrize("same_size", [True, False], ids=["same size", "other size"])
-def test_file_that_has_changed_since_it_was_recorded_is_never_published(publisher: Publisher, same_size: bool) -> None:
-    shard = next(publisher.folder.glob("*.safetensors"))
-    content = bytearray(shard.read_bytes())
+def change(path: Path, more: bytes = b"") -> None:
+    """Flip a bit of a file, and lengthen it."""
+    content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    shard.write_bytes(content if same_size else content + b"\0")
-    with pytest.raises(OutputError, match=r"safetensors: (the file has changed since|another size than)"):
+    path.write_bytes(content + more)
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "LICENSE"])
+@pytest.mark.parametrize("more", [b"", b"\0"], ids=["same size", "other size"])
+def test_file_that_has_changed_since_it_was_recorded_is_never_published(
+    publisher: Publisher, name: str, more: bytes
+) -> None:
+    change(publisher.folder / name, more)
+    with pytest.raises(OutputError, match=f"{name}: (the file has changed since|another size than)"):
         publisher.publish()
     assert not publisher.api.repo_exists(REPO) or publisher.commits() == []
+
+
+def test_small_file_that_changes_after_the_checks_is_not_published_either(publisher: Publisher) -> None:
+    release = Upload(PatientHub(publisher.api), publisher.folder, publisher.record, Destination(REPO))
+    release.look()
+    change(publisher.folder / "LICENSE")
+    with pytest.raises(OutputError, match="LICENSE: the file has changed since"):
+        release.run()
+    assert publisher.commits() == []
+
+
+def test_small_file_that_changes_after_the_release_is_not_published_over_it(publisher: Publisher) -> None:
+    publisher.publish()
+    change(publisher.folder / "LICENSE")
+    with pytest.raises(OutputError, match="LICENSE: the file has changed since"):
+        publisher.publish()
+    assert len(publisher.commits()) == 1
 
 
 def test_card_that_the_hub_would_refuse_is_noticed_before_the_repo_is_made(publisher: Publisher) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import CommitOperationAdd
 
+from tests.checkpoints import file_bytes
 from tests.fixtures import CommandLine
 from tests.hub.conftest import REPO, Publisher
 
@@ -57,6 +58,18 @@ def test_published_repo_is_verified_without_its_folder_or_its_weights(
     assert problems(hubtool) == []
     sent = published.rehearsal.faults.calls
     assert sent["put"] == 0 and shard.stat().st_size > 2_000_000
+
+
+def test_files_that_are_not_hubtool_s_are_named_and_not_judged(published: Publisher, hubtool: CommandLine) -> None:
+    foreign = {"paper.pdf": b"%PDF", "old.safetensors": b"12345678", "assets/logo.png": b"PNG", "docs/a.md": b"# A"}
+    additions = [CommitOperationAdd(name, content) for name, content in foreign.items()]
+    published.api.create_commit(REPO, additions, commit_message="Mine")
+    outcome = hubtool("verify", REPO, "--json")
+    assert (outcome.code, outcome.document["verified"]) == (0, True), outcome.stderr
+    assert outcome.document["foreign"] == sorted(foreign)
+    assert outcome.document["files"] == len(file_bytes(published.folder))
+    assert "paper.pdf" in hubtool("verify", REPO).stderr
+    assert hubtool("card", REPO, "--check").code == 0
 
 
 def test_config_that_contradicts_the_headers_is_found(published: Publisher, hubtool: CommandLine) -> None:
