@@ -3,6 +3,8 @@
 source = "deepseek-ai/DeepSeek-V4-Flash"        # a folder beside this file, or org/name[@revision]
 repo = "someone/DeepSeek-V4-Flash-{recipe}"     # what the variants are published as
 out = "work"                                    # where their folders lie, beside this file
+disk_limit = "20GB"                             # most bytes of a source on the Hub that lie on the disk at once
+keep_source = false                             # whether what was fetched of it stays
 private = true                                  # of repos that have to be made
 public_after_verify = false
 tag = "v1.0"                                    # of every variant; by default from each record
@@ -34,7 +36,7 @@ import msgspec
 from huggingface_hub import HfApi
 
 import hubtool
-from hubtool import hub
+from hubtool import hub, units
 from hubtool.conversion import Converted, Effort, Watch, convert_sources
 from hubtool.convert import Target
 from hubtool.documents import Wording, address, documents_of
@@ -52,6 +54,7 @@ from hubtool.record import (
     read_record,
 )
 from hubtool.release import PATIENCE, Release, check_before, foresee, publish_folder
+from hubtool.source import Source
 
 RUNGS = ("integrity", "load", "smoke", "smoke-streamed")
 Rung = Literal["integrity", "load", "smoke", "smoke-streamed"]
@@ -91,6 +94,8 @@ class _File(_Strict, frozen=True):
     repo: str | None = None
     base_model: str | None = None
     out: str | None = None
+    disk_limit: str | None = None
+    keep_source: bool = False
     private: bool = True
     public_after_verify: bool = False
     revision: str = "main"
@@ -119,6 +124,8 @@ class ReleaseFile:
         source: A folder, or `org/name[@revision]`.
         base_model: What the publisher says it is.
         out: Where the folders of the variants lie.
+        disk_limit: Most bytes of a source on the Hub that lie on the disk at once.
+        keep_source: Whether what was fetched of it stays.
         variants: In the order of the file.
         validate: Rungs that have to be passed before anything is published.
         collection: Where to collect the repos.
@@ -129,6 +136,8 @@ class ReleaseFile:
     source: str
     base_model: str | None
     out: Path
+    disk_limit: int | None
+    keep_source: bool
     variants: tuple[Planned, ...]
     validate: tuple[Rung, ...]
     collection: CollectionTable
@@ -162,11 +171,20 @@ def load_release(path: Path) -> ReleaseFile:
         source=str(local) if local.is_dir() else file.source,
         base_model=file.base_model,
         out=out,
+        disk_limit=_parse_limit(file.disk_limit, path),
+        keep_source=file.keep_source,
         variants=variants,
         validate=file.validate,
         collection=file.collection,
         templates=templates,
     )
+
+
+def _parse_limit(text: str | None, path: Path) -> int | None:
+    try:
+        return None if text is None else units.parse_nbytes(text)
+    except ValueError as error:
+        raise UsageError("no size", where=f"{path}: disk_limit", found=str(error), remedy='as "20GB"') from error
 
 
 def _resolve(variant: Variant, file: _File, beside: Path, out: Path, path: Path) -> Planned:
@@ -229,7 +247,7 @@ def publish_release(
 
 
 def _convert(api: HfApi, release: ReleaseFile, effort: Effort, watch: Watch) -> list[Converted]:
-    with closing(open_source(release.source, release.base_model, out=release.out)) as source:
+    with closing(_open_source(release)) as source:
         for planned in release.variants:
             check_before(source, planned.destination.repo, watch)
         plans = plan_source(source, [planned.recipe for planned in release.variants])
@@ -237,6 +255,16 @@ def _convert(api: HfApi, release: ReleaseFile, effort: Effort, watch: Watch) -> 
             foresee(api, plan, each.folder, each.destination, watch)
         targets = [Target(plan, each.folder) for plan, each in zip(plans, release.variants, strict=True)]
         return convert_sources(source, targets, effort, watch)
+
+
+def _open_source(release: ReleaseFile) -> Source:
+    return open_source(
+        release.source,
+        release.base_model,
+        out=release.out,
+        disk_limit=release.disk_limit,
+        keep_source=release.keep_source,
+    )
 
 
 def _sibling(planned: Planned, record: Record) -> SiblingRecord:

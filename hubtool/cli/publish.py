@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 
 RELEASE_SUFFIX = ".toml"
 
+RELEASE_OPTIONS = frozenset(
+    {
+        *("jobs", "memory_limit", "measure_error"),
+        *("yes", "rehearse", "rehearsal_data", "rehearsal_discard"),
+        *("json_mode", "quiet", "verbose"),
+    }
+)
+"""Options of this machine and this run, which go with a release; all that is published stands in its file."""
+
 
 @click.command("publish")
 @click.argument("source", metavar="FOLDER|ORG/NAME[@REVISION]|RELEASE.toml")
@@ -75,8 +84,7 @@ def command(
     """
     hub = _Hub(console, yes, rehearse, rehearsal_data, rehearsal_discard)
     if source.endswith(RELEASE_SUFFIX):
-        if recipe or to or folder or stream or dry_run or sign_key:
-            raise UsageError("a release says all that itself", where=source, remedy="leave the other options out")
+        _refuse_options(source)
         _publish_release(hub, Path(source), effort)
         return
     if recipe is None or to is None:
@@ -202,6 +210,25 @@ class _Run:
         document = converted_document(release.converted) | release_document(release)
         text = f"{converted_text(release.converted)}\n{release_text(release)}"
         self._hub.answer(self._folder, document, text)
+
+
+def _refuse_options(release: str) -> None:
+    """Raise UsageError if an option was given that a release has its own word for, or cannot have."""
+    context = click.get_current_context()
+    given = [
+        "/".join([*parameter.opts, *parameter.secondary_opts])
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option)
+        and parameter.name not in RELEASE_OPTIONS
+        and context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(
+            "a release says itself what is published, and where",
+            where=release,
+            found=", ".join(given),
+            remedy="leave that out, and write it into the file as far as a release has it",
+        )
 
 
 def _publish_release(hub: _Hub, path: Path, effort: "Effort") -> None:

@@ -153,8 +153,9 @@ def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubto
         (('repo = "someone/V4-{{recipe}}"', ""), "no name that the Hub allows"),
         (('validate = ["integrity"]', 'validate = ["luck"]'), "luck"),
         (('out = "work"', "out = work"), "not a release"),
+        (('out = "work"', 'disk_limit = "much"'), "disk_limit: no size"),
     ],
-    ids=["unknown table", "unknown key", "one repo twice", "no repo", "unknown rung", "not TOML"],
+    ids=["unknown table", "unknown key", "one repo twice", "no repo", "unknown rung", "not TOML", "no size"],
 )
 def test_release_file_that_cannot_be_meant_is_refused(change: tuple[str, str], sentence: str, tmp_path: Path) -> None:
     assert change[0] in RELEASE
@@ -174,6 +175,40 @@ def test_source_and_recipes_are_found_beside_the_file(tmp_path: Path) -> None:
     assert variant.folder == tmp_path / "release" / "mine"
 
 
-def test_other_options_beside_a_release_are_refused(hubtool: CommandLine, tmp_path: Path) -> None:
-    assert hubtool("publish", tmp_path / "release.toml", "--recipe", "native").code == 2
+OTHER_OPTIONS = (
+    ("--recipe", "native"),
+    ("--to", REPOS[0]),
+    ("--pr",),
+    ("--revision", "main"),
+    ("--tag", "v1"),
+    ("--public",),
+    ("--private",),
+    ("--public-after-verify",),
+    ("--collection", "v4-1"),
+    ("--base-model", "someone/V4"),
+    ("--disk-limit", "20GB"),
+    ("--keep-source",),
+    ("--out", "out"),
+    ("--stream",),
+)
+
+
+@pytest.mark.parametrize("option", OTHER_OPTIONS, ids=lambda option: option[0])
+def test_option_that_a_release_says_itself_is_refused_by_name(
+    option: tuple[str, ...], endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    path = write_release(tmp_path / "one", sample("mini"))
+    outcome = hubtool("publish", path, *option)
+    assert (outcome.code, option[0] in outcome.stderr) == (2, True), outcome.stderr
+    assert not (path.parent / "work").exists()
+
+
+def test_what_is_neither_a_release_nor_has_a_recipe_is_refused(hubtool: CommandLine, tmp_path: Path) -> None:
     assert hubtool("publish", tmp_path).code == 2
+
+
+def test_source_of_a_release_is_fetched_as_its_file_says(tmp_path: Path) -> None:
+    release = load_release(
+        write_release(tmp_path, tmp_path, RELEASE.replace("out =", 'disk_limit = "20GB"\nkeep_source = true\nout ='))
+    )
+    assert (release.disk_limit, release.keep_source) == (20 * 10**9, True)
