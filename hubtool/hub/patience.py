@@ -51,6 +51,9 @@ class TransferError(Exception):
 AT_ONCE = (OfflineModeIsEnabled, LocalTokenNotFoundError, HFValidationError)
 """What no waiting mends."""
 
+AT_FIRST = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.LocalProtocolError)
+"""What no waiting mends if the Hub has never answered: its address or the token is wrong, or there is no network."""
+
 FAILURES = (HfHubHTTPError, httpx2.RequestError, ConnectionError, TransferError)
 
 
@@ -77,7 +80,7 @@ def ignore(text: str) -> None:
 class PatientHub:
     """A Hub, and how to bear with it.
 
-    One that has never answered is not waited for: its address is wrong, or there is no network.
+    One that has never answered is not waited for: see AT_FIRST.
 
     Attributes:
         api: The Hub.
@@ -112,7 +115,7 @@ class PatientHub:
                 raise _explained(error, what) from error
             except FAILURES as error:
                 self._answered |= isinstance(error, HfHubHTTPError)
-                if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._answered:
+                if isinstance(error, AT_FIRST) and not self._answered:
                     raise _explained(error, what) from error
                 found = landed()
                 if found is not None:
