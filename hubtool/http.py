@@ -38,7 +38,8 @@ DOWNLOAD_SECONDS = 60.0
 
 _ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?")
 
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
+_SECRET = re.compile(r"\bhf_\w{8,}[\w.-]*|(?<=bearer )\S+|\?[^\s='\"]+=[^\s'\"]*", re.IGNORECASE)
+"""Tokens of any kind, and the queries of addresses: those of storage are signed, and good for whoever has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +325,7 @@ def _unreached(error: Exception, where: str) -> HubError:
 
 
 def said(error: HfHubHTTPError) -> str:
-    """What the Hub said, without tokens."""
+    """What the Hub said, without secrets."""
     return redact(error.server_message or str(error)).strip()
 
 
@@ -350,5 +351,5 @@ def _remedy(error: HfHubHTTPError) -> str:
 
 
 def redact(text: str) -> str:
-    """`text` without tokens."""
+    """`text` without tokens and without the signed parts of addresses."""
     return _SECRET.sub("*****", text)

@@ -13,7 +13,6 @@ up, or never repeats, is judged here:
 """
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -164,18 +163,14 @@ class PatientHub:
 
 
 class _Relay(logging.Handler):
-    """Hands on what the stock client logs, without the signed parts of addresses."""
+    """Hands on what the stock client logs, without secrets."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
         self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._say(_public(record.getMessage()))
-
-
-def _public(text: str) -> str:
-    return redact(re.sub(r"\?\S+", "", text))
+        self._say(redact(record.getMessage()))
 
 
 def _pause(error: Exception, wait: float | None, longest: float) -> float | None:
@@ -206,7 +201,7 @@ def _asked_wait(response: httpx2.Response) -> float | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, HfHubHTTPError):
         return f"status {error.response.status_code}, {said(error)}"
-    return _public(str(error)) or type(error).__name__
+    return redact(str(error)) or type(error).__name__
 
 
 def _explained(error: Exception, what: str) -> HubError:

@@ -1,11 +1,12 @@
-"""HF_ENDPOINT and HF_TOKEN as people set them: taken as they are meant, or refused at once, never waited out."""
+"""HF_ENDPOINT and HF_TOKEN as people set them: taken as they are meant, or refused at once, and never shown."""
 
 import re
 
 import pytest
 
 from hubtool.errors import UsageError
-from hubtool.http import find_endpoint
+from hubtool.http import find_endpoint, redact
+from hubtool.rehearsal.faults import Answer, Fault
 from tests.fixtures import CommandLine, Outcome
 from tests.hub.conftest import REPO, Publisher
 
@@ -92,3 +93,35 @@ def test_token_that_is_none_is_told_at_once(
     assert (outcome.code, slept) == (1, [])
     assert re.search(sentence, outcome.stderr), outcome.stderr
     assert "abc" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "token hf_SECRETsecret0123456789",
+        "token hf_oauth_SECRETsecret0123456789",
+        "token hf_oauth_eyJSECRET0.eyJSECRET-1.SECRET_2",
+        "Authorization: Bearer SECRET",
+        "{'authorization': 'bearer SECRET'}",
+        "for url 'https://hub.example/a/b?X-Amz-Signature=SECRET&X-Amz-Date=SECRET'",
+        "PUT https://hub.example/a?Expires=1&Signature=SECRET again",
+    ],
+)
+def test_secret_is_not_shown(text: str) -> None:
+    assert "SECRET" not in redact(text)
+
+
+@pytest.mark.parametrize("text", ["Did you mean X? Then say so.", "hf_xet 1.2", "https://hub.example/a/b", "a?b"])
+def test_what_is_no_secret_is_shown(text: str) -> None:
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize("path", ["lfs"])
+@pytest.mark.parametrize("status", [410, 503])
+def test_signed_address_is_shown_neither_in_a_wait_nor_in_an_error(
+    status: int, publisher: Publisher, slept: list[float], hubtool: CommandLine
+) -> None:
+    publisher.rehearsal.faults.add(Fault("put", answer=Answer(status, ""), times=1000))
+    outcome = hubtool("upload", publisher.folder, "--to", REPO)
+    assert outcome.code == 1
+    assert "/storage/object/" in outcome.stderr and not re.search(r"\?\w+=", outcome.stderr), outcome.stderr
