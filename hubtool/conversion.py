@@ -1,7 +1,7 @@
 """A source and plans -> finished folders: shards, documents, record and card, each made once and found again."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from hubtool.folder import source_metadata, write_documents
 from hubtool.journal import STATE_DIR
 from hubtool.plan import Plan, peak_nbytes
 from hubtool.record import FileRecord, Record, read_record
-from hubtool.recording import hash_source, make_record
+from hubtool.recording import hashing, make_record
 from hubtool.source import CARD_FILE, Source
 
 
@@ -106,14 +106,13 @@ def _convert_missing(source: Source, targets: Sequence[Target], effort: Effort, 
     jobs = effort.affordable_jobs([target.plan for target in targets])
     state = targets[0].folder / STATE_DIR
     total = sum(target.plan.nbytes for target in targets)
-    with ThreadPoolExecutor(1, "hubtool-source") as pool, watch.stage("convert", total) as advance:
+    with hashing(source, state) as begin, watch.stage("convert", total) as advance:
         files: Future[tuple[FileRecord, ...]] | None = None
         with closing(convert(source, targets, jobs, effort.error_rows)) as steps:
             for step in steps:
-                if files is None:
-                    files = pool.submit(hash_source, source, state)
+                files = files or begin()
                 advance(step.nbytes, step.label)
-        return files.result() if files else hash_source(source, state)
+        return (files or begin()).result()
 
 
 def finish_folder(source: Source, target: Target, source_files: tuple[FileRecord, ...], error_rows: int) -> Record:
