@@ -14,7 +14,7 @@ from hubtool.errors import HubError, OutputError, RecordError
 from hubtool.http import HubFile, git_sha1, list_files
 from hubtool.hub.blobs import Blobs, Progress, stored_addition
 from hubtool.hub.patience import PatientHub
-from hubtool.hub.reading import read_hub_file
+from hubtool.hub.reading import read_hub_file, read_hub_record
 from hubtool.hub.state import Blob, State
 from hubtool.hub.target import Destination, Place, check_rights, find_place, make_place
 from hubtool.hubrules import check_metadata
@@ -165,11 +165,12 @@ class Upload:
 
         Raises:
             OutputError: A file of the record is not in the folder, or the Hub would refuse the card.
-            HubError: The Hub refused, or could not be reached; the tag is taken.
+            HubError: The Hub refused, or could not be reached; the tag is taken; the repo was withdrawn.
         """
         self._check_folder()
         outlook = self._outlook(find_place(self._hub, self._to, self._state, self._title))
         check_rights(self._hub, self._to, outlook.place, outlook.nbytes)
+        self._check_withdrawal(outlook)
         self._check_card()
         self._check_tag(outlook)
         self._tell_visibility(outlook.place)
@@ -261,6 +262,24 @@ class Upload:
                 where=self._folder / CARD_FILE,
                 found="; ".join(problems),
                 remedy="mend its metadata, then run it again",
+            )
+
+    def _check_withdrawal(self, outlook: Outlook) -> None:
+        """Raise HubError if the commit would take back, without a word, that these very weights were withdrawn."""
+        place = outlook.place
+        if RECORD_FILE not in outlook.send or RECORD_FILE not in place.files or place.head is None:
+            return
+        try:
+            earlier = read_hub_record(self._hub, self._to.repo, place.head)
+        except RecordError:
+            return  # `_outlook` has said so
+        if earlier.withdrawn and not self._record.withdrawn and earlier.subject == self._record.subject:
+            raise HubError(
+                "was withdrawn, and would no longer say so",
+                where=self._to.repo,
+                found=f"withdrawn on {earlier.withdrawn.date[:10]}: {earlier.withdrawn.reason}",
+                expected="other weights",
+                remedy="convert again, or publish it as another repo",
             )
 
     def _check_tag(self, outlook: Outlook) -> None:

@@ -11,7 +11,7 @@ from hubtool.errors import UsageError
 from hubtool.rehearsal import RehearsalHub
 from hubtool.rehearsal.faults import Answer, Fault
 from hubtool.releases import load_release
-from tests.fixtures import CommandLine, Samples
+from tests.fixtures import CommandLine, Outcome, Samples
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -135,6 +135,25 @@ def test_withdrawn_repo_says_so_and_keeps_everything(
     assert "Withdrawn on 20" in card and "Layer 3 was \\*wrong\\*." in card
     assert hubtool("verify", REPOS[1]).code == 0
     assert hubtool("card", REPOS[1], "--check").code == 0
+
+
+def test_publishing_again_does_not_take_a_withdrawal_back(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    def publish(*more: object) -> Outcome:
+        recipe = ("--recipe", "native", "--to", REPOS[1], "--out", tmp_path / "out")
+        return hubtool("publish", sample("mini"), *recipe, *more)
+
+    assert publish().code == 0
+    assert hubtool("withdraw", REPOS[1], "--reason", "Layer 3 was wrong.").code == 0
+    withdrawn = endpoint.model_info(REPOS[1]).sha
+    for more in ((), ("--dry-run",)):
+        again = publish(*more)
+        assert (again.code, "found withdrawn on 20" in again.stderr) == (1, True), again.stderr
+        assert "Layer 3 was wrong." in again.stderr
+    assert endpoint.model_info(REPOS[1]).sha == withdrawn
+    other = hubtool("publish", sample("mini"), "--recipe", "bf16", "--to", REPOS[1], "--out", tmp_path / "other")
+    assert other.code == 0, "other weights are published over it"
 
 
 def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubtool: CommandLine) -> None:
