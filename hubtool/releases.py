@@ -25,7 +25,7 @@ recipe = "native"
 repo = "someone/DeepSeek-V4-Flash-original"
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -306,7 +306,7 @@ def _collect(target: hub.PatientHub, release: ReleaseFile) -> None:
     wanted = release.collection
     slug = wanted.slug
     if slug is None and wanted.title is not None:
-        title, namespace = wanted.title, release.variants[0].destination.repo.partition("/")[0]
+        title, namespace = wanted.title, _collection_owner(release)
         slug = target.attempt(
             f"collection {title}",
             lambda: (
@@ -329,8 +329,8 @@ class VariantStatus:
         repo: Its repo.
         converted: Whether its folder is finished.
         published: The commit of the repo that has exactly the folder's files, None if there is none.
-        problems: What the repo lacks or has otherwise.
-        tagged: Whether the tag of the release names that commit.
+        problems: What the repo lacks or has otherwise, or what else is still to be done with it.
+        tagged: Whether the tag of the release names a commit that has the folder's record.
     """
 
     recipe: str
@@ -343,7 +343,7 @@ class VariantStatus:
     @property
     def done(self) -> bool:
         """Whether nothing is left."""
-        return self.published is not None and self.tagged
+        return self.published is not None and self.tagged and not self.problems
 
 
 def release_status(api: HfApi, release: ReleaseFile, watch: Watch) -> list[VariantStatus]:
@@ -353,10 +353,10 @@ def release_status(api: HfApi, release: ReleaseFile, watch: Watch) -> list[Varia
         HubError: The Hub refused, or could not be reached.
     """
     target = hub.PatientHub(api, PATIENCE, watch.say)
-    return [_variant_status(target, planned) for planned in release.variants]
+    return [_variant_status(target, release, planned) for planned in release.variants]
 
 
-def _variant_status(target: hub.PatientHub, planned: Planned) -> VariantStatus:
+def _variant_status(target: hub.PatientHub, release: ReleaseFile, planned: Planned) -> VariantStatus:
     to, folder = planned.destination, planned.folder
     record = read_record(folder) if folder.is_dir() else None
     name = Path(planned.recipe).stem
@@ -364,14 +364,40 @@ def _variant_status(target: hub.PatientHub, planned: Planned) -> VariantStatus:
         return VariantStatus(name, to.repo, False, None, ("not converted",), False)
     if record.repo is None:
         return VariantStatus(name, to.repo, True, None, ("not published",), False)
+    # The Hub's hashes of all else are compared with the record, which is one of these.
+    names = [each for each in hub.published_names(record, folder) if each not in record.hashes()]
     try:
-        seen = hub.verify(target, to.repo, revision=to.revision, folder=folder)
+        seen = hub.verify(target, to.repo, revision=to.revision, folder=folder, names=names)
+        if seen.problems:
+            return VariantStatus(name, to.repo, True, None, seen.problems, False)
+        tagged = hub.find_tag(target, to.repo, to.tag or hub.default_tag(record))
+        whole = tagged is not None and hub.has_record(target, to.repo, tagged, record)
+        left = tuple(_left(target, release, to))
     except (VerificationError, HubError) as error:
         return VariantStatus(name, to.repo, True, None, (str(error),), False)
-    if seen.problems:
-        return VariantStatus(name, to.repo, True, None, seen.problems, False)
-    tag = to.tag or hub.default_tag(record)
-    return VariantStatus(name, to.repo, True, seen.commit, (), hub.find_tag(target, to.repo, tag) == seen.commit)
+    return VariantStatus(name, to.repo, True, seen.commit, left, whole)
+
+
+def _left(target: hub.PatientHub, release: ReleaseFile, to: hub.Destination) -> Iterator[str]:
+    """What is still to be done with a repo that has every file."""
+    if to.public_after_verify and target.attempt(to.repo, lambda: target.api.model_info(to.repo)).private:
+        yield "still private"
+    wanted = release.collection
+    if wanted.slug is None and wanted.title is None:
+        return
+    slug = wanted.slug or _find_collection(target, wanted.title, _collection_owner(release))
+    collected = slug and target.attempt(f"collection {slug}", lambda: target.api.get_collection(slug))
+    if not collected or to.repo not in [item.item_id for item in collected.items]:
+        yield f"not in the collection {wanted.slug or wanted.title}"
+
+
+def _find_collection(target: hub.PatientHub, title: str | None, owner: str) -> str | None:
+    found = target.attempt(f"collection {title}", lambda: list(target.api.list_collections(owner=owner)))
+    return next((each.slug for each in found if each.title == title), None)
+
+
+def _collection_owner(release: ReleaseFile) -> str:
+    return release.variants[0].destination.repo.partition("/")[0]
 
 
 def withdraw(api: HfApi, repo: str, reason: str, new_version: str | None, watch: Watch) -> str:

@@ -23,13 +23,14 @@ def status(console: Console, release: Path) -> int:
             each.repo,
             each.recipe,
             _words(each.converted),
-            each.published or "; ".join(each.problems),
+            each.published or "no",
             _words(each.tagged),
+            "; ".join(each.problems),
         ]
         for each in found
     ]
     document = {"done": all(each.done for each in found), "variants": msgspec.to_builtins(found)}
-    console.answer(document, lambda: table(["repo", "recipe", "converted", "published", "tagged"], rows))
+    console.answer(document, lambda: table(["repo", "recipe", "converted", "published", "tagged", "left"], rows))
     return 0 if document["done"] else 1
 
 

@@ -14,7 +14,7 @@ from hubtool.errors import HubError, OutputError, RecordError
 from hubtool.http import HubFile, git_sha1, list_files
 from hubtool.hub.blobs import Blobs, Progress, stored_addition
 from hubtool.hub.patience import PatientHub
-from hubtool.hub.reading import read_hub_file, read_hub_record
+from hubtool.hub.reading import has_record, read_hub_file, read_hub_record
 from hubtool.hub.state import Blob, State
 from hubtool.hub.target import Destination, Place, check_rights, find_place, make_place
 from hubtool.hubrules import check_metadata
@@ -283,11 +283,11 @@ class Upload:
             )
 
     def _check_tag(self, outlook: Outlook) -> None:
-        """Raise HubError if the tag that was asked for is another commit's."""
+        """Raise HubError if the tag that was asked for is that of another release."""
         if self._to.tag is None or not outlook.place.exists:
             return
         taken = find_tag(self._hub, self._to.repo, self._to.tag)
-        if taken is not None and (taken != outlook.place.head or outlook.send or outlook.delete):
+        if taken is not None and not has_record(self._hub, self._to.repo, taken, self._record):
             raise HubError(
                 "the tag names another commit",
                 where=f"{self._to.repo}: {self._to.tag}",

@@ -118,6 +118,65 @@ def test_variants_name_each_other_and_are_collected(
     }
 
 
+def left(path: Path, hubtool: CommandLine) -> tuple[int, list[list[str]]]:
+    """The exit code of `hubtool status`, and what it says is left of each variant."""
+    outcome = hubtool("status", path, "--json")
+    return outcome.code, [each["problems"] for each in outcome.document["variants"]]
+
+
+def test_status_tells_of_collection_and_visibility(
+    endpoint: HfApi, rehearsal: RehearsalHub, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    text = RELEASE.replace("out =", "public_after_verify = true\nout =")
+    path = write_release(tmp_path / "one", sample("mini"), text)
+    rehearsal.faults.add(Fault("settings", answer=Answer(403, "Not now")))
+    assert hubtool("publish", path).code == 1
+    uncollected = "not in the collection V4 for MLX"
+    assert left(path, hubtool) == (1, [["still private", uncollected], ["not published"]])
+    rehearsal.faults.add(Fault("collections", answer=Answer(403, "Not now")))
+    assert hubtool("publish", path).code == 1
+    assert left(path, hubtool) == (1, [[uncollected], [uncollected]])
+    assert hubtool("publish", path).code == 0
+    assert left(path, hubtool) == (0, [[], []])
+
+
+@pytest.mark.parametrize("tag", ["", 'tag = "v1.0"\n'], ids=["default", "named"])
+def test_release_is_done_whose_tag_names_an_earlier_commit_of_it(
+    tag: str, endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    path = write_release(tmp_path / "one", sample("mini"), RELEASE.replace("out =", f"{tag}out ="))
+    assert hubtool("publish", path).code == 0
+    card = path.parent / "work" / "V4-native" / "README.md"
+    mark = "<!-- hubtool:prose notes -->\n"
+    card.write_text(card.read_text().replace(mark, f"{mark}A remark.\n"))
+    endpoint.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=REPOS[0])
+    done = hubtool("publish", path)
+    assert (done.code, "the same record; it is left there" in done.stderr) == (0, True), done.stderr
+    assert left(path, hubtool) == (0, [[], []])
+
+
+def test_tag_of_another_release_is_not_done(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    path = write_release(tmp_path / "one", sample("mini"), RELEASE.replace("out =", 'tag = "v1.0"\nout ='))
+    assert hubtool("publish", path).code == 0
+    first = endpoint.list_repo_commits(REPOS[0])[-1].commit_id
+    endpoint.delete_tag(REPOS[0], tag="v1.0")
+    endpoint.create_tag(REPOS[0], tag="v1.0", revision=first)
+    outcome = hubtool("status", path, "--json")
+    assert (outcome.code, [each["tagged"] for each in outcome.document["variants"]]) == (1, [False, True])
+    refused = hubtool("publish", path)
+    assert (refused.code, "v1.0: the tag names another commit" in refused.stderr) == (1, True)
+
+
+def test_status_needs_no_weights_here(endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path) -> None:
+    path = write_release(tmp_path / "one", sample("mini"))
+    assert hubtool("publish", path).code == 0
+    for shard in (path.parent / "work").rglob("*.safetensors"):
+        shard.unlink()
+    assert left(path, hubtool) == (0, [[], []])
+
+
 def test_withdrawn_repo_says_so_and_keeps_everything(
     endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
 ) -> None:
