@@ -1,6 +1,9 @@
 """Releases of several variants from one file: made in one pass, linked, collected, gone on with, withdrawn."""
 
 import json
+import re
+import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from tests.fixtures import CommandLine, Outcome, Samples
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
 REPOS = ("someone/V4-mixed_3_6", "someone/V4-native")
 RELEASE = """
 source = "{source}"
@@ -175,6 +179,19 @@ def test_status_needs_no_weights_here(endpoint: HfApi, sample: Samples, hubtool:
     for shard in (path.parent / "work").rglob("*.safetensors"):
         shard.unlink()
     assert left(path, hubtool) == (0, [[], []])
+
+
+def test_release_of_the_readme_works(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = (CHECKOUT / "README.md").read_text().partition("## Releases of many variants\n")[2]
+    block = section[section.index("    source =") : section.index("\nBeside")]
+    (tmp_path / "release.toml").write_text(textwrap.dedent(block))
+    (tmp_path / "source").symlink_to(sample("mini"))
+    monkeypatch.chdir(tmp_path)
+    for line in re.findall(r"^    \$ hubtool (.*)$", section.partition("\n## ")[0], re.MULTILINE):
+        outcome = hubtool(*(word for word in shlex.split(line) if word != "--rehearse"))
+        assert outcome.code == 0, f"{line}: {outcome.stderr}"
 
 
 def test_withdrawn_repo_says_so_and_keeps_everything(
