@@ -1,4 +1,4 @@
-"""A release of several variants from one file, `release.toml`: made in one pass, published, watched, withdrawn.
+"""A release of several variants from one file, `release.toml`: made in one pass, published, and asked how far it is.
 
 source = "deepseek-ai/DeepSeek-V4-Flash"        # a folder beside this file, or org/name[@revision]
 repo = "someone/DeepSeek-V4-Flash-{recipe}"     # what the variants are published as
@@ -28,32 +28,27 @@ repo = "someone/DeepSeek-V4-Flash-original"
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 from huggingface_hub import HfApi
 
-import hubtool
 from hubtool import hub, units
 from hubtool.conversion import Converted, Effort, Watch, convert_sources
 from hubtool.convert import Target
-from hubtool.documents import Wording, address, documents_of
+from hubtool.documents import Wording, address
 from hubtool.errors import HubError, RecordError, UsageError, VerificationError
 from hubtool.hubrules import is_repo_id
 from hubtool.planning import open_source, plan_source
 from hubtool.record import (
-    CARD_FILE,
     RECORD_FILE,
     Evidence,
     Record,
     SiblingRecord,
-    WithdrawnRecord,
-    decode_record,
     read_record,
 )
-from hubtool.release import PATIENCE, Release, check_before, foresee, publish_folder
+from hubtool.release import PATIENCE, Release, check_before, foresee, look, publish_folder
 from hubtool.source import Source
 
 RUNGS = ("integrity", "load", "smoke", "smoke-streamed")
@@ -246,15 +241,42 @@ def publish_release(
     return published
 
 
+@dataclass(frozen=True)
+class Foreseen:
+    """What publishing a variant would do, and whether its folder is finished."""
+
+    converted: bool
+    to: hub.Destination
+    outlook: hub.Outlook
+
+
+def look_at_release(api: HfApi, release: ReleaseFile, watch: Watch) -> list[Foreseen]:
+    """What `publish_release` would do, after all its checks; nothing is written.
+
+    Raises:
+        HubtoolError: A check failed.
+    """
+    with closing(_open_source(release)) as source:
+        return [
+            Foreseen(converted, to, outlook)
+            for target, to in _targets(source, release, watch)
+            for converted, outlook in [look(api, source, target, to, watch)]
+        ]
+
+
 def _convert(api: HfApi, release: ReleaseFile, effort: Effort, watch: Watch) -> list[Converted]:
     with closing(_open_source(release)) as source:
-        for planned in release.variants:
-            check_before(source, planned.destination.repo, watch)
-        plans = plan_source(source, [planned.recipe for planned in release.variants])
-        for plan, each in zip(plans, release.variants, strict=True):
-            foresee(api, plan, each.folder, each.destination, watch)
-        targets = [Target(plan, each.folder) for plan, each in zip(plans, release.variants, strict=True)]
-        return convert_sources(source, targets, effort, watch)
+        targets = _targets(source, release, watch)
+        for target, to in targets:
+            foresee(api, target.plan, target.folder, to, watch)
+        return convert_sources(source, [target for target, _ in targets], effort, watch)
+
+
+def _targets(source: Source, release: ReleaseFile, watch: Watch) -> list[tuple[Target, hub.Destination]]:
+    for each in release.variants:
+        check_before(source, each.destination.repo, watch)
+    plans = plan_source(source, [each.recipe for each in release.variants])
+    return [(Target(plan, each.folder), each.destination) for plan, each in zip(plans, release.variants, strict=True)]
 
 
 def _open_source(release: ReleaseFile) -> Source:
@@ -398,35 +420,3 @@ def _find_collection(target: hub.PatientHub, title: str | None, owner: str) -> s
 
 def _collection_owner(release: ReleaseFile) -> str:
     return release.variants[0].destination.repo.partition("/")[0]
-
-
-def withdraw(api: HfApi, repo: str, reason: str, new_version: str | None, watch: Watch) -> str:
-    """The commit by which card and record of a repo say that it should no longer be used; nothing is deleted.
-
-    Args:
-        api: The Hub.
-        repo: `org/name`.
-        reason: Why, in a sentence.
-        new_version: What takes its place.
-        watch: Told of waits.
-
-    Raises:
-        VerificationError: It is not hubtool's.
-        HubError: The Hub refused, or could not be reached.
-    """
-    target = hub.PatientHub(api, PATIENCE, watch.say)
-    head = target.attempt(repo, lambda: api.model_info(repo).sha)
-    assert head is not None
-    record = hub.read_hub_record(target, repo, head)
-    known = record.withdrawn
-    if known is not None and (known.reason, known.new_version) == (reason, new_version):
-        return head
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    withdrawn = WithdrawnRecord(reason=reason, date=date, new_version=new_version)
-    marked = msgspec.structs.replace(record, withdrawn=withdrawn)
-    card = (hub.read_hub_file(target, repo, head, CARD_FILE) or b"").decode()
-    pictures = [name for name in target.attempt(repo, lambda: api.list_repo_files(repo)) if name.startswith("assets/")]
-    documents = documents_of(marked, card, pictures)
-    assert decode_record(documents[RECORD_FILE]) == marked
-    message = f"Withdraw with hubtool {hubtool.__version__}"
-    return hub.commit_documents(target, repo, documents, head, message)

@@ -36,7 +36,7 @@ RELEASE_SUFFIX = ".toml"
 RELEASE_OPTIONS = frozenset(
     {
         *("jobs", "memory_limit", "measure_error"),
-        *("yes", "rehearse", "rehearsal_data", "rehearsal_discard"),
+        *("dry_run", "yes", "rehearse", "rehearsal_data", "rehearsal_discard"),
         *("json_mode", "quiet", "verbose"),
     }
 )
@@ -85,7 +85,10 @@ def command(
     hub = _Hub(console, yes, rehearse, rehearsal_data, rehearsal_discard)
     if source.endswith(RELEASE_SUFFIX):
         _refuse_options(source)
-        _publish_release(hub, Path(source), effort)
+        if dry_run:
+            _look_at_release(hub, Path(source))
+        else:
+            _publish_release(hub, Path(source), effort)
         return
     if recipe is None or to is None:
         raise UsageError("needs --recipe and --to", where=source, remedy="give both, or a release in a .toml file")
@@ -193,17 +196,13 @@ class _Run:
             self._answer(streaming.publish())
 
     def look(self) -> None:
-        from hubtool.conversion import Converted, finished
-        from hubtool.release import foresee, look_at_folder
+        from hubtool.convert import Target
+        from hubtool.release import look
 
-        record = finished(self._source, self._plan, self._folder)
+        target = Target(self._plan, self._folder)
         with self._hub.open(self._folder) as api:
-            if record is not None:
-                converted = Converted(self._folder, record, fresh=False)
-                outlook = look_at_folder(api, converted, self._to, self._hub.console)
-            else:
-                outlook = foresee(api, self._plan, self._folder, self._to, self._hub.console)
-        document = {"converted": record is not None} | outlook_document(self._to, outlook)
+            converted, outlook = look(api, self._source, target, self._to, self._hub.console)
+        document = {"converted": converted} | outlook_document(self._to, outlook)
         self._hub.console.answer(document, lambda: outlook_text(self._to, outlook))
 
     def _answer(self, release: "Release") -> None:
@@ -241,6 +240,17 @@ def _publish_release(hub: _Hub, path: Path, effort: "Effort") -> None:
     documents = [converted_document(each.converted) | release_document(each) for each in published]
     text = "\n\n".join(f"{converted_text(each.converted)}\n{release_text(each)}" for each in published)
     hub.answer(release.out, {"variants": documents}, text)
+
+
+def _look_at_release(hub: _Hub, path: Path) -> None:
+    from hubtool.releases import load_release, look_at_release
+
+    release = load_release(path)
+    with hub.open(release.out) as api:
+        found = look_at_release(api, release, hub.console)
+    documents = [{"converted": each.converted} | outlook_document(each.to, each.outlook) for each in found]
+    text = "\n\n".join(outlook_text(each.to, each.outlook) for each in found)
+    hub.console.answer({"variants": documents}, lambda: text)
 
 
 def _validator(console: Console) -> Any:

@@ -14,6 +14,7 @@ from hubtool.errors import UsageError
 from hubtool.rehearsal import RehearsalHub
 from hubtool.rehearsal.faults import Answer, Fault
 from hubtool.releases import load_release
+from tests.checkpoints import edit_json
 from tests.fixtures import CommandLine, Outcome, Samples
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
@@ -230,6 +231,59 @@ def test_publishing_again_does_not_take_a_withdrawal_back(
     assert endpoint.model_info(REPOS[1]).sha == withdrawn
     other = hubtool("publish", sample("mini"), "--recipe", "bf16", "--to", REPOS[1], "--out", tmp_path / "other")
     assert other.code == 0, "other weights are published over it"
+
+
+def test_dry_run_of_a_release_checks_everything_and_writes_nothing(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    path = write_release(tmp_path / "one", sample("mini"))
+    told = hubtool("publish", path, "--dry-run", "--json")
+    assert told.code == 0, told.stderr
+    variants = told.document["variants"]
+    assert [(each["repo"], each["converted"], each["exists"]) for each in variants] == [
+        (repo, False, False) for repo in REPOS
+    ]
+    assert not (path.parent / "work").exists() and not any(endpoint.repo_exists(repo) for repo in REPOS)
+    assert hubtool("publish", path).code == 0
+    again = hubtool("publish", path, "--dry-run", "--json").document["variants"]
+    assert [(each["converted"], each["send"]) for each in again] == [(True, []), (True, [])]
+    text = hubtool("publish", path, "--dry-run").stdout
+    assert all(f"destination {repo}, branch main (there, private)" in text for repo in REPOS)
+
+
+def test_dry_runs_of_small_commits_tell_what_they_would_change(
+    endpoint: HfApi, rehearsal: RehearsalHub, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert hubtool("publish", sample("mini"), "--recipe", "native", "--to", REPOS[1], "--out", out).code == 0
+    head = endpoint.model_info(REPOS[1]).sha
+    told = hubtool("withdraw", REPOS[1], "--reason", "Wrong.", "--dry-run", "--json")
+    assert (told.code, told.document["commit"], told.document["dry_run"]) == (0, head, True), told.stderr
+    assert {"README.md", "hubtool.json"} <= set(told.document["changed"])
+    (out / "README.md").unlink()
+    edit_json(out / "hubtool.json", lambda record: record.update(withdrawn={"reason": "Wrong.", "date": "2026-11-24"}))
+    (out / "README.md").write_text("")
+    pushed = hubtool("card", out, "--push", "--dry-run", "--json")
+    assert (pushed.code, pushed.document["commit"], "README.md" in pushed.document["changed"]) == (0, head, True)
+    assert endpoint.model_info(REPOS[1]).sha == head
+    assert "nothing was written" in hubtool("card", out, "--push", "--dry-run").stdout
+    assert hubtool("card", out, "--dry-run").code == 2
+
+
+def test_dry_run_of_a_withdrawal_notices_a_token_that_may_not_write(
+    endpoint: HfApi,
+    rehearsal: RehearsalHub,
+    sample: Samples,
+    hubtool: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ("--recipe", "native", "--to", REPOS[1], "--public", "--out", tmp_path / "out")
+    assert hubtool("publish", sample("mini"), *arguments).code == 0
+    rehearsal.accounts.add_user("ann")
+    monkeypatch.setenv("HF_TOKEN", rehearsal.accounts.add_token("ann", "write"))
+    refused = hubtool("withdraw", REPOS[1], "--reason", "Wrong.", "--dry-run")
+    assert (refused.code, "take a token that has this right" in refused.stderr) == (1, True), refused.stderr
 
 
 def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubtool: CommandLine) -> None:
