@@ -1,7 +1,7 @@
 """A source and plans -> finished folders: shards, documents, record and card, each made once and found again."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from hubtool.journal import STATE_DIR, Journal, Progress, locked
 from hubtool.plan import Plan, peak_nbytes
 from hubtool.provenance import make_statements
 from hubtool.record import FileRecord, Record, read_record
-from hubtool.recording import hash_source, make_record
+from hubtool.recording import hashing, make_record
 from hubtool.source import CARD_FILE, Identity, Source, file_sha256
 
 
@@ -112,9 +112,7 @@ def convert_sources(source: Source, targets: Sequence[Target], effort: Effort, w
     return converted
 
 
-def _make_missing(
-    source: Source, targets: Sequence[Target], effort: Effort, watch: Watch
-) -> Mapping[Path, Record]:
+def _make_missing(source: Source, targets: Sequence[Target], effort: Effort, watch: Watch) -> Mapping[Path, Record]:
     """Convert and finish all targets, whose folders are held from the first byte to the record."""
     jobs = effort.affordable_jobs([target.plan for target in targets])
     if jobs < effort.jobs:
@@ -159,14 +157,13 @@ def _convert_missing(source: Source, targets: Sequence[Target], effort: Effort, 
     """Write the shards of all targets, and meanwhile hash the source; the source's files."""
     state = targets[0].folder / STATE_DIR
     total = sum(target.plan.nbytes for target in targets)
-    with ThreadPoolExecutor(1, "hubtool-source") as pool, watch.stage("convert", total) as advance:
+    with hashing(source, state) as begin, watch.stage("convert", total) as advance:
         files: Future[tuple[FileRecord, ...]] | None = None
         with closing(convert(source, targets, effort.jobs, effort.error_rows, watch.say)) as steps:
             for step in steps:
-                if files is None:
-                    files = pool.submit(hash_source, source, state)
+                files = files or begin()
                 advance(step.nbytes, step.label, found=step.found)
-        return files.result() if files else hash_source(source, state)
+        return (files or begin()).result()
 
 
 def finish_folder(
@@ -183,8 +180,8 @@ def finish_folder(
     record = _keep_evidence(read_record(folder), make_record(source, target, source_files, published, error_rows))
     if record.source.unverified:
         watch.say(
-            f"{folder}: parts of {len(record.source.unverified)} source files were read straight from the Hub for want of "
-            "room: of their hashes only the Hub's word is recorded; a larger --disk-limit lets them be checked"
+            f"{folder}: parts of {len(record.source.unverified)} source files were read straight from the Hub for want "
+            "of room: of their hashes only the Hub's word is recorded; a larger --disk-limit lets them be checked"
         )
     write_documents_of(folder, record)
     return record

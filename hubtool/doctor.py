@@ -1,6 +1,5 @@
 """What this machine can do: its memory and disk, MLX's backend, the Hub's client, and which rungs a model can climb."""
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Literal
 import huggingface_hub
 from huggingface_hub import constants
 
+from hubtool.errors import UsageError
+from hubtool.http import find_endpoint
 from hubtool.plan import Plan
 from hubtool.record import CacheRecord, MachineRecord
 from hubtool.units import format_gib, format_size
@@ -126,7 +127,10 @@ def _xet() -> Check:
 
 
 def _token() -> Check:
-    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    try:
+        endpoint = find_endpoint()
+    except UsageError as error:
+        return Check("token", "broken", str(error), "set HF_ENDPOINT rightly")
     if huggingface_hub.get_token() is None:
         return Check("token", "missing", f"none for {endpoint}: nothing can be published", "run `hf auth login`")
     return Check("token", "ok", f"there is one for {endpoint}")

@@ -27,7 +27,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import _http as stock
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from hubtool.errors import HubError
+from hubtool.errors import HubError, UsageError
 
 CONNECT_SECONDS = 30.0
 READ_SECONDS = 300.0
@@ -36,7 +36,10 @@ READ_SECONDS = 300.0
 DOWNLOAD_SECONDS = 60.0
 """Longest silence in a download: its address is known to answer, so a retry is better than a long wait."""
 
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
+_ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?")
+
+_SECRET = re.compile(r"\bhf_\w{8,}[\w.-]*|(?<=bearer )\S+|\?[^\s='\"]+=[^\s'\"]*", re.IGNORECASE)
+"""Tokens of any kind, and the queries of addresses: those of storage are signed, and good for whoever has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,13 @@ def make_api(
     """The stock API with time-outs, and without its progress bars.
 
     Args:
-        endpoint: The Hub's address; HF_ENDPOINT or the public Hub by default.
+        endpoint: The Hub's address: see `find_endpoint`.
         token: A token; HF_TOKEN or the stock login by default.
         xet: Whether large files may go by xet; False sends them by LFS in this whole process.
         time_outs: Of every request of this whole process.
+
+    Raises:
+        UsageError: HF_ENDPOINT is no address.
     """
     # Setting the factory closes the session that other threads may be reading from.
     if stock._GLOBAL_CLIENT_FACTORY != time_outs:
@@ -79,9 +85,28 @@ def make_api(
     disable_progress_bars()  # hubtool tells of progress itself, and in JSON mode stderr holds JSON lines
     if not xet:
         constants.HF_HUB_DISABLE_XET = True
+    token = (token or os.environ.get("HF_TOKEN", "")).strip() or None
+    return HfApi(endpoint=find_endpoint(endpoint), token=token, library_name="hubtool")
+
+
+def find_endpoint(endpoint: str | None = None) -> str:
+    """The Hub's address without a slash at its end: the one given, that of HF_ENDPOINT, or the public Hub's.
+
+    Raises:
+        UsageError: It is no address.
+    """
     # The stock client looks at HF_ENDPOINT only once, when it is imported.
-    endpoint = endpoint or os.environ.get("HF_ENDPOINT")
-    return HfApi(endpoint=endpoint, token=token or os.environ.get("HF_TOKEN"), library_name="hubtool")
+    chosen = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT or constants._HF_DEFAULT_ENDPOINT
+    address = chosen.strip().rstrip("/")
+    if not _ADDRESS.fullmatch(address):
+        raise UsageError(
+            "not the address of a Hub",
+            where="HF_ENDPOINT",
+            found=address,
+            expected="http:// or https://, a host, and a port if need be",
+            remedy="set it so, or unset it for the public Hub",
+        )
+    return address
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,14 +325,21 @@ def translated(where: str) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise HubError("offline mode is on", where=where, remedy="unset HF_HUB_OFFLINE") from error
     except (httpx2.RequestError, ConnectionError) as error:
-        found = redact(str(error)) or type(error).__name__
-        raise HubError(
-            "the Hub cannot be reached", where=where, found=found, remedy="check the network, then run it again"
-        ) from error
+        raise _unreached(error, where) from error
+
+
+def _unreached(error: Exception, where: str) -> HubError:
+    """The error for a request that had no answer."""
+    found = redact(str(error)) or type(error).__name__
+    if isinstance(error, httpx2.LocalProtocolError):
+        return HubError("the request cannot be sent", where=where, found=found, remedy="check HF_TOKEN, or log in anew")
+    return HubError(
+        "the Hub cannot be reached", where=where, found=found, remedy="check the network, then run it again"
+    )
 
 
 def said(error: HfHubHTTPError) -> str:
-    """What the Hub said, without tokens."""
+    """What the Hub said, without secrets."""
     return redact(error.server_message or str(error)).strip()
 
 
@@ -333,5 +365,5 @@ def _remedy(error: HfHubHTTPError) -> str:
 
 
 def redact(text: str) -> str:
-    """`text` without tokens."""
+    """`text` without tokens and without the signed parts of addresses."""
     return _SECRET.sub("*****", text)

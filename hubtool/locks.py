@@ -16,9 +16,10 @@ def held(path: Path, where: Path, *, wait: bool = False) -> Iterator[None]:
     Args:
         path: The file, in a folder that is there.
         where: What it stands for, for the message.
+        wait: Until another process that holds it lets go.
 
     Raises:
-        OutputError: Another process holds it.
+        OutputError: Another process holds it, and this one is not to wait.
         OSError: The file cannot be opened.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -297,10 +297,11 @@ def write_card(opened: Opened, card: str) -> tuple[str, ...]:
     return (*changed, *remove_stale(opened.folder, documents))
 
 
-def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Pushed:
+def push_card(api: HfApi, opened: Opened, templates: Path | None = None, *, dry_run: bool = False) -> Pushed:
     """Commit the card of a folder or repo to its repo, with the record and what is made of it where those changed.
 
-    The prose of the repo's own card is kept, and a folder's is added where the repo has none.
+    The prose of the repo's own card is kept, and a folder's is added where the repo has none. With `dry_run`, what
+    would change is told, and nothing is committed.
 
     Raises:
         SourceError: It has no record.
@@ -334,8 +335,8 @@ def push_card(api: HfApi, opened: Opened, templates: Path | None = None) -> Push
         documents[RECORD_FILE] = encode_record(record)
     known = {CARD_FILE: there.card.encode(), **there.statements}
     changed = {name: content for name, content in documents.items() if known.get(name) != content}
-    if not changed:
-        return Pushed(repo, there.commit, ())
+    if not changed or dry_run:
+        return Pushed(repo, there.commit, tuple(changed))
     message = f"Card made anew with hubtool {hubtool.__version__}"
     commit = commit_documents(api, record, changed, Change(repo, there.commit, message))
     if opened.folder is not None:

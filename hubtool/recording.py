@@ -2,8 +2,11 @@
 
 import importlib.metadata
 import platform
+import threading
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ from hubtool.record import (
     SourceRecord,
     WeightErrorRecord,
 )
-from hubtool.source import CARD_FILE, CONFIG_FILE, INDEX_FILE, Source
+from hubtool.source import CARD_FILE, CONFIG_FILE, INDEX_FILE, Source, stopped
 
 
 class _HashedFile(msgspec.Struct, frozen=True):
@@ -40,10 +43,26 @@ class _HashedFile(msgspec.Struct, frozen=True):
     file: FileRecord
 
 
-def hash_source(source: Source, state: Path) -> tuple[FileRecord, ...]:
+@contextmanager
+def hashing(source: Source, state: Path) -> Iterator[Callable[[], Future[tuple[FileRecord, ...]]]]:
+    """What begins to hash the source in a thread: see `hash_source`. If the `with` fails, the thread ends with it."""
+    ended = threading.Event()
+    with ThreadPoolExecutor(1, "hubtool-source") as pool:
+        try:
+            yield lambda: pool.submit(hash_source, source, state, ended)
+        except BaseException:
+            ended.set()
+            source.stop()
+            raise
+
+
+def hash_source(source: Source, state: Path, ended: threading.Event | None = None) -> tuple[FileRecord, ...]:
     """Name, SHA-256 and size of every file of the source that the conversion reads.
 
     What was hashed is kept in `state`, so that a run that goes on does not read the source again.
+
+    Raises:
+        SourceError: A file cannot be read, or `ended` was set meanwhile.
     """
     cache = state / "source.json"
     known = msgspec.json.decode(cache.read_bytes(), type=dict[str, _HashedFile]) if cache.is_file() else {}
@@ -53,6 +72,8 @@ def hash_source(source: Source, state: Path) -> tuple[FileRecord, ...]:
         stamp = source.stamp(name)
         entry = known.get(name)
         if entry is None or entry.stamp != stamp:
+            if ended is not None and ended.is_set():
+                raise stopped(name)
             entry = _HashedFile(stamp, FileRecord(name=name, sha256=source.sha256(name), nbytes=source.nbytes(name)))
         hashed[name] = entry
         write_beside(cache, msgspec.json.encode({**known, **hashed}))

@@ -8,7 +8,8 @@ import huggingface_hub
 
 from hubtool import hub
 from hubtool.card import check_publishable
-from hubtool.conversion import Converted, Watch
+from hubtool.conversion import Converted, Watch, finished
+from hubtool.convert import Target
 from hubtool.documents import address
 from hubtool.errors import VerificationError
 from hubtool.folder import source_metadata
@@ -88,6 +89,21 @@ def check_before(source: Source, repo: str, watch: Watch) -> None:
     """
     for warning in check_publishable(source_metadata(source), source.identity.repo, repo):
         watch.say(f"{repo}: the Hub will warn: {warning}")
+
+
+def look(
+    api: huggingface_hub.HfApi, source: Source, target: Target, to: hub.Destination, watch: Watch
+) -> tuple[bool, hub.Outlook]:
+    """Whether a folder is finished, and what publishing it would do; neither folder nor Hub are changed.
+
+    Raises:
+        OutputError: The folder is not as it was recorded, or must not be published.
+        HubError: The Hub refused, or could not be reached.
+    """
+    record = finished(source, target.plan, target.folder)
+    if record is None:
+        return False, foresee(api, target.plan, target.folder, to, watch)
+    return True, look_at_folder(api, Converted(target.folder, record, fresh=False), to, watch)
 
 
 def look_at_folder(api: huggingface_hub.HfApi, converted: Converted, to: hub.Destination, watch: Watch) -> hub.Outlook:

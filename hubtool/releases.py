@@ -1,8 +1,10 @@
-"""A release of several variants from one file, `release.toml`: made in one pass, published, watched, withdrawn.
+"""A release of several variants from one file, `release.toml`: made in one pass, published, and asked how far it is.
 
 source = "deepseek-ai/DeepSeek-V4-Flash"        # a folder beside this file, or org/name[@revision]
 repo = "someone/DeepSeek-V4-Flash-{recipe}"     # what the variants are published as
 out = "work"                                    # where their folders lie, beside this file
+disk_limit = "20GB"                             # most bytes of a source on the Hub that lie on the disk at once
+keep_source = false                             # whether what was fetched of it stays
 private = true                                  # of repos that have to be made
 public_after_verify = false
 tag = "v1.0"                                    # of every variant; by default from each record
@@ -23,36 +25,32 @@ recipe = "native"
 repo = "someone/DeepSeek-V4-Flash-original"
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 from huggingface_hub import HfApi
 
-import hubtool
-from hubtool import hub
+from hubtool import hub, units
 from hubtool.card import current_evidence, find_prose_fault
 from hubtool.conversion import Converted, Effort, Watch, convert_sources
 from hubtool.convert import Target
-from hubtool.documents import Wording, address, documents_of
+from hubtool.documents import Wording, address
 from hubtool.errors import HubError, RecordError, UsageError, VerificationError
 from hubtool.hubrules import is_repo_id
 from hubtool.planning import open_source, plan_source
 from hubtool.record import (
-    CARD_FILE,
     RECORD_FILE,
     Evidence,
     Record,
     SiblingRecord,
-    WithdrawnRecord,
-    decode_record,
     read_record,
 )
-from hubtool.release import PATIENCE, Change, Release, check_before, commit_documents, foresee, publish_folder
+from hubtool.release import PATIENCE, Release, check_before, foresee, look, publish_folder
+from hubtool.source import Source
 
 RUNGS = ("integrity", "load", "smoke", "smoke-streamed")
 Rung = Literal["integrity", "load", "smoke", "smoke-streamed"]
@@ -92,6 +90,8 @@ class _File(_Strict, frozen=True):
     repo: str | None = None
     base_model: str | None = None
     out: str | None = None
+    disk_limit: str | None = None
+    keep_source: bool = False
     private: bool = True
     public_after_verify: bool = False
     revision: str = "main"
@@ -120,6 +120,8 @@ class ReleaseFile:
         source: A folder, or `org/name[@revision]`.
         base_model: What the publisher says it is.
         out: Where the folders of the variants lie.
+        disk_limit: Most bytes of a source on the Hub that lie on the disk at once.
+        keep_source: Whether what was fetched of it stays.
         variants: In the order of the file.
         validate: Rungs that have to be passed before anything is published.
         collection: Where to collect the repos.
@@ -130,6 +132,8 @@ class ReleaseFile:
     source: str
     base_model: str | None
     out: Path
+    disk_limit: int | None
+    keep_source: bool
     variants: tuple[Planned, ...]
     validate: tuple[Rung, ...]
     collection: CollectionTable
@@ -165,11 +169,20 @@ def load_release(path: Path) -> ReleaseFile:
         source=str(local) if local.is_dir() else file.source,
         base_model=file.base_model,
         out=out,
+        disk_limit=_parse_limit(file.disk_limit, path),
+        keep_source=file.keep_source,
         variants=variants,
         validate=file.validate,
         collection=file.collection,
         templates=templates,
     )
+
+
+def _parse_limit(text: str | None, path: Path) -> int | None:
+    try:
+        return None if text is None else units.parse_nbytes(text)
+    except ValueError as error:
+        raise UsageError("no size", where=f"{path}: disk_limit", found=str(error), remedy='as "20GB"') from error
 
 
 def _resolve(variant: Variant, file: _File, beside: Path, out: Path, path: Path) -> Planned:
@@ -238,15 +251,52 @@ def publish_release(
     return published
 
 
+@dataclass(frozen=True)
+class Foreseen:
+    """What publishing a variant would do, and whether its folder is finished."""
+
+    converted: bool
+    to: hub.Destination
+    outlook: hub.Outlook
+
+
+def look_at_release(api: HfApi, release: ReleaseFile, watch: Watch) -> list[Foreseen]:
+    """What `publish_release` would do, after all its checks; nothing is written.
+
+    Raises:
+        HubtoolError: A check failed.
+    """
+    with closing(_open_source(release)) as source:
+        return [
+            Foreseen(converted, to, outlook)
+            for target, to in _targets(source, release, watch)
+            for converted, outlook in [look(api, source, target, to, watch)]
+        ]
+
+
 def _convert(api: HfApi, release: ReleaseFile, effort: Effort, watch: Watch) -> list[Converted]:
-    with closing(open_source(release.source, release.base_model, out=release.out)) as source:
-        for planned in release.variants:
-            check_before(source, planned.destination.repo, watch)
-        plans = plan_source(source, [planned.recipe for planned in release.variants])
-        for plan, each in zip(plans, release.variants, strict=True):
-            foresee(api, plan, each.folder, each.destination, watch)
-        targets = [Target(plan, each.folder) for plan, each in zip(plans, release.variants, strict=True)]
-        return convert_sources(source, targets, effort, watch)
+    with closing(_open_source(release)) as source:
+        targets = _targets(source, release, watch)
+        for target, to in targets:
+            foresee(api, target.plan, target.folder, to, watch)
+        return convert_sources(source, [target for target, _ in targets], effort, watch)
+
+
+def _targets(source: Source, release: ReleaseFile, watch: Watch) -> list[tuple[Target, hub.Destination]]:
+    for each in release.variants:
+        check_before(source, each.destination.repo, watch)
+    plans = plan_source(source, [each.recipe for each in release.variants])
+    return [(Target(plan, each.folder), each.destination) for plan, each in zip(plans, release.variants, strict=True)]
+
+
+def _open_source(release: ReleaseFile) -> Source:
+    return open_source(
+        release.source,
+        release.base_model,
+        out=release.out,
+        disk_limit=release.disk_limit,
+        keep_source=release.keep_source,
+    )
 
 
 def _sibling(planned: Planned, record: Record) -> SiblingRecord:
@@ -288,7 +338,7 @@ def _collect(target: hub.PatientHub, release: ReleaseFile) -> None:
     wanted = release.collection
     slug = wanted.slug
     if slug is None and wanted.title is not None:
-        title, namespace = wanted.title, release.variants[0].destination.repo.partition("/")[0]
+        title, namespace = wanted.title, _collection_owner(release)
         slug = target.attempt(
             f"collection {title}",
             lambda: (
@@ -311,8 +361,8 @@ class VariantStatus:
         repo: Its repo.
         converted: Whether its folder is finished.
         published: The commit of the repo that has exactly the folder's files, None if there is none.
-        problems: What the repo lacks or has otherwise.
-        tagged: Whether the tag of the release names that commit.
+        problems: What the repo lacks or has otherwise, or what else is still to be done with it.
+        tagged: Whether the tag of the release names a commit that has the folder's record.
     """
 
     recipe: str
@@ -325,7 +375,7 @@ class VariantStatus:
     @property
     def done(self) -> bool:
         """Whether nothing is left."""
-        return self.published is not None and self.tagged
+        return self.published is not None and self.tagged and not self.problems
 
 
 def release_status(api: HfApi, release: ReleaseFile, watch: Watch) -> list[VariantStatus]:
@@ -335,10 +385,10 @@ def release_status(api: HfApi, release: ReleaseFile, watch: Watch) -> list[Varia
         HubError: The Hub refused, or could not be reached.
     """
     target = hub.PatientHub(api, PATIENCE, watch.say)
-    return [_variant_status(target, planned) for planned in release.variants]
+    return [_variant_status(target, release, planned) for planned in release.variants]
 
 
-def _variant_status(target: hub.PatientHub, planned: Planned) -> VariantStatus:
+def _variant_status(target: hub.PatientHub, release: ReleaseFile, planned: Planned) -> VariantStatus:
     to, folder = planned.destination, planned.folder
     record = read_record(folder) if folder.is_dir() else None
     name = Path(planned.recipe).stem
@@ -346,43 +396,37 @@ def _variant_status(target: hub.PatientHub, planned: Planned) -> VariantStatus:
         return VariantStatus(name, to.repo, False, None, ("not converted",), False)
     if record.repo is None:
         return VariantStatus(name, to.repo, True, None, ("not published",), False)
+    # The Hub's hashes of all else are compared with the record, which is one of these.
+    names = [each for each in hub.published_names(record, folder) if each not in record.hashes()]
     try:
-        seen = hub.verify(target, to.repo, revision=to.revision, folder=folder)
+        seen = hub.verify(target, to.repo, revision=to.revision, folder=folder, names=names)
+        if seen.problems:
+            return VariantStatus(name, to.repo, True, None, seen.problems, False)
+        tagged = hub.find_tag(target, to.repo, to.tag or hub.default_tag(record))
+        whole = tagged is not None and hub.has_record(target, to.repo, tagged, record)
+        left = tuple(_left(target, release, to))
     except (VerificationError, HubError) as error:
         return VariantStatus(name, to.repo, True, None, (str(error),), False)
-    if seen.problems:
-        return VariantStatus(name, to.repo, True, None, seen.problems, False)
-    tag = to.tag or hub.default_tag(record)
-    return VariantStatus(name, to.repo, True, seen.commit, (), hub.find_tag(target, to.repo, tag) == seen.commit)
+    return VariantStatus(name, to.repo, True, seen.commit, left, whole)
 
 
-def withdraw(api: HfApi, repo: str, reason: str, new_version: str | None, watch: Watch) -> str:
-    """The commit by which card and record of a repo say that it should no longer be used; nothing is deleted.
+def _left(target: hub.PatientHub, release: ReleaseFile, to: hub.Destination) -> Iterator[str]:
+    """What is still to be done with a repo that has every file."""
+    if to.public_after_verify and target.attempt(to.repo, lambda: target.api.model_info(to.repo)).private:
+        yield "still private"
+    wanted = release.collection
+    if wanted.slug is None and wanted.title is None:
+        return
+    slug = wanted.slug or _find_collection(target, wanted.title, _collection_owner(release))
+    collected = slug and target.attempt(f"collection {slug}", lambda: target.api.get_collection(slug))
+    if not collected or to.repo not in [item.item_id for item in collected.items]:
+        yield f"not in the collection {wanted.slug or wanted.title}"
 
-    Args:
-        api: The Hub.
-        repo: `org/name`.
-        reason: Why, in a sentence.
-        new_version: What takes its place.
-        watch: Told of waits.
 
-    Raises:
-        VerificationError: It is not hubtool's.
-        HubError: The Hub refused, or could not be reached.
-    """
-    target = hub.PatientHub(api, PATIENCE, watch.say)
-    head = target.attempt(repo, lambda: api.model_info(repo).sha)
-    assert head is not None
-    record = hub.read_hub_record(target, repo, head)
-    known = record.withdrawn
-    if known is not None and (known.reason, known.new_version) == (reason, new_version):
-        return head
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    withdrawn = WithdrawnRecord(reason=reason, date=date, new_version=new_version)
-    marked = msgspec.structs.replace(record, withdrawn=withdrawn)
-    card = (hub.read_hub_file(target, repo, head, CARD_FILE) or b"").decode()
-    pictures = [name for name in target.attempt(repo, lambda: api.list_repo_files(repo)) if name.startswith("assets/")]
-    documents = documents_of(marked, card, pictures)
-    assert decode_record(documents[RECORD_FILE]) == marked
-    message = f"Withdraw with hubtool {hubtool.__version__}"
-    return commit_documents(target, marked, documents, Change(repo, head, message))
+def _find_collection(target: hub.PatientHub, title: str | None, owner: str) -> str | None:
+    found = target.attempt(f"collection {title}", lambda: list(target.api.list_collections(owner=owner)))
+    return next((each.slug for each in found if each.title == title), None)
+
+
+def _collection_owner(release: ReleaseFile) -> str:
+    return release.variants[0].destination.repo.partition("/")[0]

@@ -161,7 +161,8 @@ class Source(Protocol):
         """Give up the pass that `prepare` began: no shard is fetched on, and what was fetched stays for another run.
 
         To be called when a pass fails or is interrupted, before its threads are waited for: whatever waits for the Hub
-        raises HubError, and so does `read_into` until another pass is prepared. Without effect on a local folder.
+        raises HubError, and so does `read_into` until another pass is prepared. A local file that is being hashed
+        raises SourceError.
         """
 
     def close(self) -> None:
@@ -239,6 +240,7 @@ class LocalSource(Checkpoint):
 
     def __init__(self, folder: Path, stated: Identity = UNKNOWN) -> None:
         self.folder = folder
+        self._stops = 0
         self._descriptors: dict[str, int] = {}
         if not _is(Path.is_dir, folder):
             raise SourceError(
@@ -286,8 +288,14 @@ class LocalSource(Checkpoint):
         pread_into(descriptor, offset, buffer, file)
 
     def sha256(self, file: str) -> str:
-        """The SHA-256 of a file's bytes in hexadecimal."""
-        return file_sha256(self._existing(file))
+        """The SHA-256 of a file's bytes in hexadecimal; SourceError if `stop` is called meanwhile."""
+        stops = self._stops
+
+        def check(nbytes: int) -> None:
+            if self._stops > stops:
+                raise stopped(file)
+
+        return file_sha256(self._existing(file), check)
 
     def prepare(self, files: Sequence[str]) -> None:
         """Nothing to do: the files are there."""
@@ -296,7 +304,8 @@ class LocalSource(Checkpoint):
         """Nothing to do: a source is never touched."""
 
     def stop(self) -> None:
-        """Nothing to do: no read waits."""
+        """End the hashing of a file: no read waits."""
+        self._stops += 1
 
     @property
     def disk_nbytes(self) -> int:
@@ -339,6 +348,11 @@ def _is(kind: Callable[[Path], bool], path: Path) -> bool:
         return kind(path)
     except OSError:
         return False
+
+
+def stopped(name: str) -> SourceError:
+    """The error for whoever reads a file when reading is stopped."""
+    return SourceError("reading was stopped", where=name, remedy="run it again and it goes on")
 
 
 def parse_json(raw: bytes, name: str) -> Any:

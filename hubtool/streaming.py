@@ -42,7 +42,7 @@ from hubtool.merging import adopt_prose, keep_base
 from hubtool.pieces import ErrorSums, PieceMaker
 from hubtool.plan import Piece, Plan, Shard
 from hubtool.record import CARD_FILE, Evidence, FileRecord, Record, read_record
-from hubtool.recording import Findings, hash_source, record_findings
+from hubtool.recording import Findings, hashing, record_findings
 from hubtool.release import PATIENCE, Release, require_private_folder, require_verified
 from hubtool.source import Source, file_sha256
 from hubtool.tensors import Header, parse_header
@@ -114,8 +114,8 @@ class Streaming:
             self.effort = replace(self.effort, error_rows=begun_error_rows([self.target], self.effort.error_rows))
             self._state_dir.mkdir(exist_ok=True)
             place = self._prepare()
-            with ThreadPoolExecutor(1, "hubtool-source") as pool:
-                hashed = pool.submit(hash_source, self.source, folder / STATE_DIR)
+            with hashing(self.source, folder / STATE_DIR) as begin:
+                hashed = begin()
                 sent = self._send_shards(place)
                 record = self._record(sent, hashed)
             return self._commit(record, sent)
@@ -163,8 +163,9 @@ class Streaming:
                 for index in left:
                     sent[plan.shards[index].file] = self._send_shard(maker, index, blobs, advance)
                     maker.release(index)
-            finally:
-                self.source.stop()
+            except BaseException:
+                self.source.stop()  # or a thread that waits for it would hold up the shutdown
+                raise
         return sent
 
     def _send_shard(

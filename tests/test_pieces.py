@@ -68,9 +68,7 @@ def test_error_is_not_recorded_if_it_was_not_measured(sample: Samples, hubtool: 
 
 @pytest.mark.parametrize("every_row", [0, 1, 64])
 @pytest.mark.parametrize("module", ["ffn.switch_mlp.gate_proj", "attn.wq_b"])
-def test_measuring_the_error_stays_within_the_memory_of_a_tile(
-    module: str, every_row: int, published: Samples
-) -> None:
+def test_measuring_the_error_stays_within_the_memory_of_a_tile(module: str, every_row: int, published: Samples) -> None:
     source = open_source(str(published("flash")))
     (plan,) = plan_source(source, ["mixed_3_6"])
     index = next(n for n, step in enumerate(plan.steps) if step.parameter.module.endswith(module))

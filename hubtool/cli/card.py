@@ -7,7 +7,7 @@ import click
 
 from hubtool.cli.console import Console
 from hubtool.cli.options import FOLDER, source_argument, with_console, yes_option
-from hubtool.cli.target import confirm, open_hub
+from hubtool.cli.target import confirm, dry_run_option, open_hub
 from hubtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 @click.option("--push", "mode", flag_value="push", help="Commit the card to its repo, and the record if it changed.")
 @click.option("--plots", is_flag=True, help="Draw the pictures of a folder first; needs the extra `plots`.")
 @click.option("--template-dir", "templates", type=FOLDER, help="Templates that go before hubtool's of the same name.")
+@dry_run_option
 @yes_option
 @with_console
-def command(console: Console, source: str, mode: str | None, templates: Path | None, *, plots: bool, yes: bool) -> int:
+def command(
+    console: Console, source: str, mode: str | None, templates: Path | None, *, plots: bool, dry_run: bool, yes: bool
+) -> int:
     """Make the card anew from the record and the templates, around the publisher's prose.
 
     The README.md of a folder that hubtool made is written. Any other card is printed; --push commits a repo's.
     """
     from hubtool import recard
 
-    if plots and mode == "check":
-        raise UsageError("a check draws nothing", where="--plots", remedy="leave out --plots or --check")
+    _check_options(mode, plots=plots, dry_run=dry_run)
     opened = recard.open_card(source, open_hub())
     if plots:
         from hubtool.plots import draw
@@ -44,7 +46,7 @@ def command(console: Console, source: str, mode: str | None, templates: Path | N
     if mode == "check":
         return _check(console, opened, templates)
     if mode == "push":
-        return _push(console, opened, templates, yes=yes)
+        return _push(console, opened, templates, dry_run=dry_run, yes=yes)
     card = recard.make_card(opened, templates)
     if mode == "diff":
         change = recard.diff(opened, card)
@@ -60,6 +62,13 @@ def command(console: Console, source: str, mode: str | None, templates: Path | N
         document = {"target": opened.name, "changed": list(changed)}
         console.answer(document, lambda: f"{opened.name}: {', '.join(changed) or 'nothing'} changed")
     return 0
+
+
+def _check_options(mode: str | None, *, plots: bool, dry_run: bool) -> None:
+    if plots and mode == "check":
+        raise UsageError("a check draws nothing", where="--plots", remedy="leave out --plots or --check")
+    if dry_run and (mode != "push" or plots):
+        raise UsageError("only --push writes to the Hub", where="--dry-run", remedy="leave it out, or see --diff")
 
 
 def _check(console: Console, opened: "Opened", templates: Path | None) -> int:
@@ -80,15 +89,17 @@ def _check(console: Console, opened: "Opened", templates: Path | None) -> int:
     return 1 if problems else 0
 
 
-def _push(console: Console, opened: "Opened", templates: Path | None, *, yes: bool) -> int:
+def _push(console: Console, opened: "Opened", templates: Path | None, *, dry_run: bool, yes: bool) -> int:
     from hubtool import recard
 
     api = open_hub()
-    confirm(console, api.endpoint, opened.name if opened.folder is None else opened.record.repo or "", yes=yes)
-    pushed = recard.push_card(api, opened, templates)
-    document = {"repo": pushed.repo, "commit": pushed.commit, "changed": list(pushed.names)}
-    what = ", ".join(pushed.names)
-    console.answer(document, lambda: f"{pushed.repo} at {pushed.commit}: {what or 'nothing to change'}")
+    if not dry_run:
+        confirm(console, api.endpoint, opened.name if opened.folder is None else opened.record.repo or "", yes=yes)
+    pushed = recard.push_card(api, opened, templates, dry_run=dry_run)
+    document = {"repo": pushed.repo, "commit": pushed.commit, "changed": list(pushed.names), "dry_run": dry_run}
+    what = ", ".join(pushed.names) or "nothing to change"
+    note = "; nothing was written" if dry_run else ""
+    console.answer(document, lambda: f"{pushed.repo} at {pushed.commit}: {what}{note}")
     return 0
 
 

@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 
 RELEASE_SUFFIX = ".toml"
 
+RELEASE_OPTIONS = frozenset(
+    {
+        *("jobs", "memory_limit", "measure_error"),
+        *("dry_run", "yes", "rehearse", "rehearsal_data", "rehearsal_discard"),
+        *("json_mode", "quiet", "verbose"),
+    }
+)
+"""Options of this machine and this run, which go with a release; all that is published stands in its file."""
+
 
 @click.command("publish")
 @click.argument("source", metavar="FOLDER|ORG/NAME[@REVISION]|RELEASE.toml")
@@ -75,9 +84,11 @@ def command(
     """
     hub = _Hub(console, yes, rehearse, rehearsal_data, rehearsal_discard)
     if source.endswith(RELEASE_SUFFIX):
-        if recipe or to or folder or stream or dry_run or sign_key:
-            raise UsageError("a release says all that itself", where=source, remedy="leave the other options out")
-        _publish_release(hub, Path(source), effort)
+        _refuse_options(source)
+        if dry_run:
+            _look_at_release(hub, Path(source))
+        else:
+            _publish_release(hub, Path(source), effort)
         return
     if recipe is None or to is None:
         raise UsageError("needs --recipe and --to", where=source, remedy="give both, or a release in a .toml file")
@@ -187,23 +198,38 @@ class _Run:
             self._answer(streaming.publish())
 
     def look(self) -> None:
-        from hubtool.conversion import Converted, finished
-        from hubtool.release import foresee, look_at_folder
+        from hubtool.convert import Target
+        from hubtool.release import look
 
-        record = finished(self._source, self._plan, self._folder)
+        target = Target(self._plan, self._folder)
         with self._hub.open(self._folder) as api:
-            if record is not None:
-                converted = Converted(self._folder, record, fresh=False)
-                outlook = look_at_folder(api, converted, self._to, self._hub.console)
-            else:
-                outlook = foresee(api, self._plan, self._folder, self._to, self._hub.console)
-        document = {"converted": record is not None} | outlook_document(self._to, outlook)
+            converted, outlook = look(api, self._source, target, self._to, self._hub.console)
+        document = {"converted": converted} | outlook_document(self._to, outlook)
         self._hub.console.answer(document, lambda: outlook_text(self._to, outlook))
 
     def _answer(self, release: "Release") -> None:
         document = converted_document(release.converted) | release_document(release)
         text = f"{converted_text(release.converted)}\n{release_text(release)}"
         self._hub.answer(self._folder, document, text)
+
+
+def _refuse_options(release: str) -> None:
+    """Raise UsageError if an option was given that a release has its own word for, or cannot have."""
+    context = click.get_current_context()
+    given = [
+        "/".join([*parameter.opts, *parameter.secondary_opts])
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option)
+        and parameter.name not in RELEASE_OPTIONS
+        and context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(
+            "a release says itself what is published, and where",
+            where=release,
+            found=", ".join(given),
+            remedy="leave that out, and write it into the file as far as a release has it",
+        )
 
 
 def _publish_release(hub: _Hub, path: Path, effort: "Effort") -> None:
@@ -216,6 +242,17 @@ def _publish_release(hub: _Hub, path: Path, effort: "Effort") -> None:
     documents = [converted_document(each.converted) | release_document(each) for each in published]
     text = "\n\n".join(f"{converted_text(each.converted)}\n{release_text(each)}" for each in published)
     hub.answer(release.out, {"variants": documents}, text)
+
+
+def _look_at_release(hub: _Hub, path: Path) -> None:
+    from hubtool.releases import load_release, look_at_release
+
+    release = load_release(path)
+    with hub.open(release.out) as api:
+        found = look_at_release(api, release, hub.console)
+    documents = [{"converted": each.converted} | outlook_document(each.to, each.outlook) for each in found]
+    text = "\n\n".join(outlook_text(each.to, each.outlook) for each in found)
+    hub.console.answer({"variants": documents}, lambda: text)
 
 
 def _validator(console: Console) -> Any:

@@ -7,7 +7,7 @@ import msgspec
 
 from hubtool.cli.console import Console, table
 from hubtool.cli.options import check_repo, repo_argument, with_console, yes_option
-from hubtool.cli.target import confirm, open_hub
+from hubtool.cli.target import confirm, dry_run_option, open_hub
 
 
 @click.command("status")
@@ -23,13 +23,14 @@ def status(console: Console, release: Path) -> int:
             each.repo,
             each.recipe,
             _words(each.converted),
-            each.published or "; ".join(each.problems),
+            each.published or "no",
             _words(each.tagged),
+            "; ".join(each.problems),
         ]
         for each in found
     ]
     document = {"done": all(each.done for each in found), "variants": msgspec.to_builtins(found)}
-    console.answer(document, lambda: table(["repo", "recipe", "converted", "published", "tagged"], rows))
+    console.answer(document, lambda: table(["repo", "recipe", "converted", "published", "tagged", "left"], rows))
     return 0 if document["done"] else 1
 
 
@@ -41,14 +42,24 @@ def _words(done: bool) -> str:
 @repo_argument
 @click.option("--reason", required=True, help="Why it should no longer be used, in a sentence.")
 @click.option("--new-version", callback=check_repo, metavar="ORG/NAME", help="What takes its place.")
+@dry_run_option
 @yes_option
 @with_console
-def withdraw(console: Console, repo: str, reason: str, new_version: str | None, *, yes: bool) -> None:
+def withdraw(console: Console, repo: str, reason: str, new_version: str | None, *, dry_run: bool, yes: bool) -> None:
     """Mark card and record of a published repo as withdrawn. Nothing is deleted."""
-    from hubtool.releases import withdraw as mark
+    from hubtool import withdrawing
 
     api = open_hub()
-    confirm(console, api.endpoint, repo, yes=yes)
-    commit = mark(api, repo, reason, new_version, console)
-    document = {"repo": repo, "commit": commit, "reason": reason, "new_version": new_version}
-    console.answer(document, lambda: f"{repo} at {commit}: withdrawn; its files stay")
+    if not dry_run:
+        confirm(console, api.endpoint, repo, yes=yes)
+    done = withdrawing.withdraw(api, repo, withdrawing.mark(reason, new_version), console, dry_run=dry_run)
+    document = {
+        "repo": repo,
+        "commit": done.commit,
+        "reason": reason,
+        "new_version": new_version,
+        "changed": list(done.changed),
+        "dry_run": dry_run,
+    }
+    would = f"{repo} at {done.commit}: {', '.join(done.changed) or 'nothing'} would change; nothing was written"
+    console.answer(document, lambda: would if dry_run else f"{repo} at {done.commit}: withdrawn; its files stay")

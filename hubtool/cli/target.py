@@ -1,7 +1,6 @@
 """The Hub that a command writes to: which it is, and the publisher's consent."""
 
 import functools
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +60,7 @@ def open_hub() -> "HfApi":
     """The Hub that HF_ENDPOINT and HF_TOKEN, or the stock login, name."""
     from hubtool.http import make_api
 
-    return make_api(os.environ.get("HF_ENDPOINT"), os.environ.get("HF_TOKEN"))
+    return make_api()
 
 
 def confirm(console: Console, endpoint: str, repo: str, *, yes: bool) -> None:

@@ -7,7 +7,7 @@ the Hub's own hashes say so.
 from hubtool.hub.blobs import Blobs
 from hubtool.hub.finish import add_to_collection, commit_documents, default_tag, finish
 from hubtool.hub.patience import Patience, PatientHub
-from hubtool.hub.reading import read_hub_file, read_hub_record
+from hubtool.hub.reading import has_record, read_hub_file, read_hub_record
 from hubtool.hub.state import Blob, State
 from hubtool.hub.target import Destination, Place, check_rights, find_place, make_place
 from hubtool.hub.upload import (
@@ -44,6 +44,7 @@ __all__ = [
     "find_tag",
     "finish",
     "foresee",
+    "has_record",
     "is_xet_available",
     "make_place",
     "published_names",

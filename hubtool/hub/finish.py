@@ -11,6 +11,7 @@ from hubtool.http import git_sha1, list_files
 from hubtool.hub.blobs import choose_large, chosen_addition
 from hubtool.hub.commits import commit_once
 from hubtool.hub.patience import PatientHub
+from hubtool.hub.reading import has_record
 from hubtool.hub.target import MAIN, Destination
 from hubtool.hub.upload import Published, find_tag, record_digest
 from hubtool.record import Record
@@ -77,7 +78,7 @@ def _tag(hub: PatientHub, to: Destination, record: Record, commit: str) -> str:
     named = find_tag(hub, to.repo, tag)
     if named == commit:
         return tag
-    if to.tag is not None:
+    if named is None or not has_record(hub, to.repo, named, record):
         raise HubError(
             "the tag names another commit",
             where=f"{to.repo}: {tag}",

@@ -15,7 +15,6 @@ up, or never repeats, is judged here:
 
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,6 +78,9 @@ def refused_status(error: HubError) -> int | None:
 AT_ONCE = (OfflineModeIsEnabled, LocalTokenNotFoundError, HFValidationError)
 """What no waiting mends."""
 
+AT_FIRST = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.LocalProtocolError)
+"""What no waiting mends if the Hub has never answered: its address or the token is wrong, or there is no network."""
+
 FAILURES = (HfHubHTTPError, httpx2.RequestError, ConnectionError, TransferError)
 
 
@@ -105,7 +107,7 @@ def ignore(text: str) -> None:
 class PatientHub:
     """A Hub, and how to bear with it.
 
-    One that has never answered is not waited for: its address is wrong, or there is no network.
+    One that has never answered is not waited for: see AT_FIRST.
 
     Attributes:
         api: The Hub.
@@ -140,7 +142,7 @@ class PatientHub:
                 raise _explained(error, what) from error
             except FAILURES as error:
                 self._answered |= isinstance(error, HfHubHTTPError)
-                if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._answered:
+                if isinstance(error, AT_FIRST) and not self._answered:
                     raise _explained(error, what) from error
                 found = landed()
                 if found is not None:
@@ -190,18 +192,14 @@ class PatientHub:
 
 
 class _Relay(logging.Handler):
-    """Hands on what the stock client logs, without the signed parts of addresses."""
+    """Hands on what the stock client logs, without secrets."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
         self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._say(_public(record.getMessage()))
-
-
-def _public(text: str) -> str:
-    return redact(re.sub(r"\?\S+", "", text))
+        self._say(redact(record.getMessage()))
 
 
 def _pause(error: Exception, wait: float | None, longest: float) -> float | None:
@@ -232,7 +230,7 @@ def _asked_wait(response: httpx2.Response) -> float | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, HfHubHTTPError):
         return f"status {error.response.status_code}, {said(error)}"
-    return _public(str(error)) or type(error).__name__
+    return redact(str(error)) or type(error).__name__
 
 
 def _explained(error: Exception, what: str) -> HubError:

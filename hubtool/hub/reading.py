@@ -5,7 +5,7 @@ from huggingface_hub.utils import _http as stock
 
 from hubtool.errors import VerificationError
 from hubtool.hub.patience import PatientHub
-from hubtool.record import RECORD_FILE, Record, decode_record
+from hubtool.record import RECORD_FILE, Record, decode_record, encode_record
 
 
 def read_hub_file(hub: PatientHub, repo: str, commit: str, name: str) -> bytes | None:
@@ -41,3 +41,12 @@ def read_hub_record(hub: PatientHub, repo: str, commit: str) -> Record:
             "has no record", where=repo, expected=RECORD_FILE, remedy="hubtool verifies what hubtool published"
         )
     return decode_record(content)
+
+
+def has_record(hub: PatientHub, repo: str, commit: str, record: Record) -> bool:
+    """Whether a repo at a commit has exactly this record: then it is the same release, whatever else has changed.
+
+    Raises:
+        HubError: The Hub refused, or could not be reached.
+    """
+    return read_hub_file(hub, repo, commit, RECORD_FILE) == encode_record(record)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from huggingface_hub import Discussion
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -119,8 +120,6 @@ def make_place(hub: PatientHub, to: Destination, state: State, title: str, descr
     """
     place = find_place(hub, to, state, title)
     if not place.exists:
-        if to.pull_request:
-            raise HubError("no such repo, or the token may not see it", where=to.repo, remedy="check the name")
         _create_repo(hub, to)
         place = find_place(hub, to, state, title)
     if place.made:
@@ -149,7 +148,9 @@ def check_rights(hub: PatientHub, to: Destination, place: Place, nbytes: int) ->
     token = me.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise HubError("the token may only read", where=to.repo, remedy="make one that may write, and set HF_TOKEN")
-    if place.exists and not to.pull_request:
+    if not place.exists:
+        _check_creation(to, me)
+    elif not to.pull_request:
         _check_write(hub, to.repo)
     if place.private and nbytes > PRIVATE_QUOTA_NBYTES and not me.get("isPro") and me["name"] == _namespace(to.repo):
         hub.say(
@@ -165,6 +166,25 @@ def _check_write(hub: PatientHub, repo: str) -> None:
     except HubError as error:
         if refused_status(error) != NOT_FOUND:
             raise
+
+
+def _check_creation(to: Destination, me: Mapping[str, Any]) -> None:
+    """Raise HubError if the repo would have to be made, and cannot be by who `me` is."""
+    if to.pull_request:
+        raise HubError("no such repo, or the token may not see it", where=to.repo, remedy="check the name")
+    # Administrators of a Hub may write in every namespace; a Hub that names no organizations may have others.
+    if me.get("auth", {}).get("accessToken", {}).get("role") == "admin" or "orgs" not in me:
+        return
+    roles = {me["name"]: "admin"} | {org["name"]: org.get("roleInOrg", "") for org in me["orgs"]}
+    namespace = _namespace(to.repo)
+    if roles.get(namespace, "read") == "read":
+        raise HubError(
+            "no such repo, and the token may not make it",
+            where=to.repo,
+            found=f"{me['name']} may only read in {namespace}" if namespace in roles else f"a token of {me['name']}",
+            expected=f"one that may write in {namespace}",
+            remedy="check the name, or take another token",
+        )
 
 
 def _namespace(repo: str) -> str:

@@ -16,7 +16,7 @@ from hubtool.http import HubFile, git_sha1, list_files
 from hubtool.hub.blobs import Blobs, Progress, choose_large, chosen_addition, require_unchanged, stored_addition
 from hubtool.hub.commits import Operation, card_refused, commit_once
 from hubtool.hub.patience import BAD_REQUEST, PatientHub, refused_status
-from hubtool.hub.reading import read_hub_file
+from hubtool.hub.reading import has_record, read_hub_file, read_hub_record
 from hubtool.hub.state import Blob, State
 from hubtool.hub.target import Destination, Place, check_rights, find_place, make_place
 from hubtool.hubrules import REGULAR_LIMIT_NBYTES, check_metadata
@@ -169,11 +169,12 @@ class Upload:
 
         Raises:
             OutputError: A file of the record is not in the folder, or the Hub would refuse the card.
-            HubError: The Hub refused, or could not be reached; the tag is taken.
+            HubError: The Hub refused, or could not be reached; the tag is taken; the repo was withdrawn.
         """
         self._check_folder()
         outlook = self._outlook(find_place(self._hub, self._to, self._state, self._title))
         check_rights(self._hub, self._to, outlook.place, outlook.nbytes)
+        self._check_withdrawal(outlook)
         self._check_card()
         self._check_tag(outlook)
         self._tell_visibility(outlook.place)
@@ -240,12 +241,30 @@ class Upload:
         if problems:
             raise card_refused(self._folder / CARD_FILE, "; ".join(problems))
 
+    def _check_withdrawal(self, outlook: Outlook) -> None:
+        """Raise HubError if the commit would take back, without a word, that these very weights were withdrawn."""
+        place = outlook.place
+        if RECORD_FILE not in outlook.send or RECORD_FILE not in place.files or place.head is None:
+            return
+        try:
+            earlier = read_hub_record(self._hub, self._to.repo, place.head)
+        except RecordError:
+            return  # `_outlook` has said so
+        if earlier.withdrawn and not self._record.withdrawn and earlier.subject == self._record.subject:
+            raise HubError(
+                "was withdrawn, and would no longer say so",
+                where=self._to.repo,
+                found=f"withdrawn on {earlier.withdrawn.date[:10]}: {earlier.withdrawn.reason}",
+                expected="other weights",
+                remedy="convert again, or publish it as another repo",
+            )
+
     def _check_tag(self, outlook: Outlook) -> None:
-        """Raise HubError if the tag that was asked for is another commit's."""
+        """Raise HubError if the tag that was asked for is that of another release."""
         if self._to.tag is None or not outlook.place.exists:
             return
         taken = find_tag(self._hub, self._to.repo, self._to.tag)
-        if taken is not None and (taken != outlook.place.head or outlook.send or outlook.delete):
+        if taken is not None and not has_record(self._hub, self._to.repo, taken, self._record):
             raise HubError(
                 "the tag names another commit",
                 where=f"{self._to.repo}: {self._to.tag}",

@@ -50,9 +50,9 @@ class NewTag(msgspec.Struct):
 
 
 async def whoami(request: Request) -> Response:
-    """Who the token belongs to, and what it allows; the owner belongs to everything that there is."""
+    """Who the token belongs to, and what it allows; the owner belongs to everything there is, and may make more."""
     hub, token = hub_of(request), required_token(request)
-    orgs = hub.accounts.orgs_of(token.user)
+    orgs, role = hub.accounts.orgs_of(token.user), "admin" if token.user == OWNER else token.role
     if token.user == OWNER:
         orgs |= {repo.namespace: "admin" for repo in hub.repos if repo.namespace != OWNER}
     return JSONResponse(
@@ -65,7 +65,7 @@ async def whoami(request: Request) -> Response:
             "orgs": [{"type": "org", "id": org, "name": org, "roleInOrg": role} for org, role in orgs.items()],
             "auth": {
                 "type": "access_token",
-                "accessToken": {"displayName": token.role, "role": token.role, "createdAt": timestamp(token.created)},
+                "accessToken": {"displayName": role, "role": role, "createdAt": timestamp(token.created)},
             },
         }
     )

@@ -1,6 +1,9 @@
 """Releases of several variants from one file: made in one pass, linked, collected, gone on with, withdrawn."""
 
 import json
+import re
+import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,13 @@ from hubtool.errors import UsageError
 from hubtool.rehearsal import RehearsalHub
 from hubtool.rehearsal.faults import Answer, Fault
 from hubtool.releases import load_release
-from tests.fixtures import CommandLine, Samples
+from tests.checkpoints import edit_json
+from tests.fixtures import CommandLine, Outcome, Samples
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
 REPOS = ("someone/V4-mixed_3_6", "someone/V4-native")
 RELEASE = """
 source = "{source}"
@@ -131,6 +136,78 @@ def test_a_rung_that_was_only_stated_to_pass_is_climbed(
     assert [each["kind"] for each in record["evidence"]] == ["stated", "measured"]
 
 
+def left(path: Path, hubtool: CommandLine) -> tuple[int, list[list[str]]]:
+    """The exit code of `hubtool status`, and what it says is left of each variant."""
+    outcome = hubtool("status", path, "--json")
+    return outcome.code, [each["problems"] for each in outcome.document["variants"]]
+
+
+def test_status_tells_of_collection_and_visibility(
+    endpoint: HfApi, rehearsal: RehearsalHub, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    text = RELEASE.replace("out =", "public_after_verify = true\nout =")
+    path = write_release(tmp_path / "one", sample("mini"), text)
+    rehearsal.faults.add(Fault("settings", answer=Answer(403, "Not now")))
+    assert hubtool("publish", path).code == 1
+    uncollected = "not in the collection V4 for MLX"
+    assert left(path, hubtool) == (1, [["still private", uncollected], ["not published"]])
+    rehearsal.faults.add(Fault("collections", answer=Answer(403, "Not now")))
+    assert hubtool("publish", path).code == 1
+    assert left(path, hubtool) == (1, [[uncollected], [uncollected]])
+    assert hubtool("publish", path).code == 0
+    assert left(path, hubtool) == (0, [[], []])
+
+
+@pytest.mark.parametrize("tag", ["", 'tag = "v1.0"\n'], ids=["default", "named"])
+def test_release_is_done_whose_tag_names_an_earlier_commit_of_it(
+    tag: str, endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    path = write_release(tmp_path / "one", sample("mini"), RELEASE.replace("out =", f"{tag}out ="))
+    assert hubtool("publish", path).code == 0
+    card = path.parent / "work" / "V4-native" / "README.md"
+    mark = "<!-- hubtool:prose notes -->\n"
+    card.write_text(card.read_text().replace(mark, f"{mark}A remark.\n"))
+    endpoint.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=REPOS[0])
+    done = hubtool("publish", path)
+    assert (done.code, "the same record; it is left there" in done.stderr) == (0, True), done.stderr
+    assert left(path, hubtool) == (0, [[], []])
+
+
+def test_tag_of_another_release_is_not_done(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    path = write_release(tmp_path / "one", sample("mini"), RELEASE.replace("out =", 'tag = "v1.0"\nout ='))
+    assert hubtool("publish", path).code == 0
+    first = endpoint.list_repo_commits(REPOS[0])[-1].commit_id
+    endpoint.delete_tag(REPOS[0], tag="v1.0")
+    endpoint.create_tag(REPOS[0], tag="v1.0", revision=first)
+    outcome = hubtool("status", path, "--json")
+    assert (outcome.code, [each["tagged"] for each in outcome.document["variants"]]) == (1, [False, True])
+    refused = hubtool("publish", path)
+    assert (refused.code, "v1.0: the tag names another commit" in refused.stderr) == (1, True)
+
+
+def test_status_needs_no_weights_here(endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path) -> None:
+    path = write_release(tmp_path / "one", sample("mini"))
+    assert hubtool("publish", path).code == 0
+    for shard in (path.parent / "work").rglob("*.safetensors"):
+        shard.unlink()
+    assert left(path, hubtool) == (0, [[], []])
+
+
+def test_release_of_the_readme_works(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = (CHECKOUT / "README.md").read_text().partition("## Releases of many variants\n")[2]
+    block = section[section.index("    source =") : section.index("\nBeside")]
+    (tmp_path / "release.toml").write_text(textwrap.dedent(block))
+    (tmp_path / "source").symlink_to(sample("mini"))
+    monkeypatch.chdir(tmp_path)
+    for line in re.findall(r"^    \$ hubtool (.*)$", section.partition("\n## ")[0], re.MULTILINE):
+        outcome = hubtool(*(word for word in shlex.split(line) if word != "--rehearse"))
+        assert outcome.code == 0, f"{line}: {outcome.stderr}"
+
+
 def test_withdrawn_repo_says_so_and_keeps_everything(
     endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
 ) -> None:
@@ -162,6 +239,78 @@ def test_a_reason_that_tells_of_the_publishers_machine_is_not_published(
     assert endpoint.model_info(REPOS[1]).sha == head
 
 
+def test_publishing_again_does_not_take_a_withdrawal_back(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    def publish(*more: object) -> Outcome:
+        recipe = ("--recipe", "native", "--to", REPOS[1], "--out", tmp_path / "out")
+        return hubtool("publish", sample("mini"), *recipe, *more)
+
+    assert publish().code == 0
+    assert hubtool("withdraw", REPOS[1], "--reason", "Layer 3 was wrong.").code == 0
+    withdrawn = endpoint.model_info(REPOS[1]).sha
+    for more in ((), ("--dry-run",)):
+        again = publish(*more)
+        assert (again.code, "found withdrawn on 20" in again.stderr) == (1, True), again.stderr
+        assert "Layer 3 was wrong." in again.stderr
+    assert endpoint.model_info(REPOS[1]).sha == withdrawn
+    other = hubtool("publish", sample("mini"), "--recipe", "bf16", "--to", REPOS[1], "--out", tmp_path / "other")
+    assert other.code == 0, "other weights are published over it"
+
+
+def test_dry_run_of_a_release_checks_everything_and_writes_nothing(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    path = write_release(tmp_path / "one", sample("mini"))
+    told = hubtool("publish", path, "--dry-run", "--json")
+    assert told.code == 0, told.stderr
+    variants = told.document["variants"]
+    assert [(each["repo"], each["converted"], each["exists"]) for each in variants] == [
+        (repo, False, False) for repo in REPOS
+    ]
+    assert not (path.parent / "work").exists() and not any(endpoint.repo_exists(repo) for repo in REPOS)
+    assert hubtool("publish", path).code == 0
+    again = hubtool("publish", path, "--dry-run", "--json").document["variants"]
+    assert [(each["converted"], each["send"]) for each in again] == [(True, []), (True, [])]
+    text = hubtool("publish", path, "--dry-run").stdout
+    assert all(f"destination {repo}, branch main (there, private)" in text for repo in REPOS)
+
+
+def test_dry_runs_of_small_commits_tell_what_they_would_change(
+    endpoint: HfApi, rehearsal: RehearsalHub, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert hubtool("publish", sample("mini"), "--recipe", "native", "--to", REPOS[1], "--out", out).code == 0
+    head = endpoint.model_info(REPOS[1]).sha
+    told = hubtool("withdraw", REPOS[1], "--reason", "Wrong.", "--dry-run", "--json")
+    assert (told.code, told.document["commit"], told.document["dry_run"]) == (0, head, True), told.stderr
+    assert {"README.md", "hubtool.json"} <= set(told.document["changed"])
+    (out / "README.md").unlink()
+    edit_json(out / "hubtool.json", lambda record: record.update(withdrawn={"reason": "Wrong.", "date": "2026-11-24"}))
+    (out / "README.md").write_text("")
+    pushed = hubtool("card", out, "--push", "--dry-run", "--json")
+    assert (pushed.code, pushed.document["commit"], "README.md" in pushed.document["changed"]) == (0, head, True)
+    assert endpoint.model_info(REPOS[1]).sha == head
+    assert "nothing was written" in hubtool("card", out, "--push", "--dry-run").stdout
+    assert hubtool("card", out, "--dry-run").code == 2
+
+
+def test_dry_run_of_a_withdrawal_notices_a_token_that_may_not_write(
+    endpoint: HfApi,
+    rehearsal: RehearsalHub,
+    sample: Samples,
+    hubtool: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ("--recipe", "native", "--to", REPOS[1], "--public", "--out", tmp_path / "out")
+    assert hubtool("publish", sample("mini"), *arguments).code == 0
+    rehearsal.accounts.add_user("ann")
+    monkeypatch.setenv("HF_TOKEN", rehearsal.accounts.add_token("ann", "write"))
+    refused = hubtool("withdraw", REPOS[1], "--reason", "Wrong.", "--dry-run")
+    assert (refused.code, "take a token that has this right" in refused.stderr) == (1, True), refused.stderr
+
+
 def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubtool: CommandLine) -> None:
     endpoint.create_repo("someone/other")
     outcome = hubtool("withdraw", "someone/other", "--reason", "Because.")
@@ -179,8 +328,18 @@ def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubto
         (('validate = ["integrity"]', 'validate = ["luck"]'), "luck"),
         (('out = "work"', "out = work"), "not a release"),
         (("[collection]", '[card]\ntemplates = "none"\n[collection]'), "card.templates: no such folder"),
+        (('out = "work"', 'disk_limit = "much"'), "disk_limit: no size"),
     ],
-    ids=["unknown table", "unknown key", "one repo twice", "no repo", "unknown rung", "not TOML", "no templates"],
+    ids=[
+        "unknown table",
+        "unknown key",
+        "one repo twice",
+        "no repo",
+        "unknown rung",
+        "not TOML",
+        "no templates",
+        "no size",
+    ],
 )
 def test_release_file_that_cannot_be_meant_is_refused(change: tuple[str, str], sentence: str, tmp_path: Path) -> None:
     assert change[0] in RELEASE
@@ -217,6 +376,40 @@ def test_source_and_recipes_are_found_beside_the_file(tmp_path: Path) -> None:
     assert variant.folder == tmp_path / "release" / "mine"
 
 
-def test_other_options_beside_a_release_are_refused(hubtool: CommandLine, tmp_path: Path) -> None:
-    assert hubtool("publish", tmp_path / "release.toml", "--recipe", "native").code == 2
+OTHER_OPTIONS = (
+    ("--recipe", "native"),
+    ("--to", REPOS[0]),
+    ("--pr",),
+    ("--revision", "main"),
+    ("--tag", "v1"),
+    ("--public",),
+    ("--private",),
+    ("--public-after-verify",),
+    ("--collection", "v4-1"),
+    ("--base-model", "someone/V4"),
+    ("--disk-limit", "20GB"),
+    ("--keep-source",),
+    ("--out", "out"),
+    ("--stream",),
+)
+
+
+@pytest.mark.parametrize("option", OTHER_OPTIONS, ids=lambda option: option[0])
+def test_option_that_a_release_says_itself_is_refused_by_name(
+    option: tuple[str, ...], endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    path = write_release(tmp_path / "one", sample("mini"))
+    outcome = hubtool("publish", path, *option)
+    assert (outcome.code, option[0] in outcome.stderr) == (2, True), outcome.stderr
+    assert not (path.parent / "work").exists()
+
+
+def test_what_is_neither_a_release_nor_has_a_recipe_is_refused(hubtool: CommandLine, tmp_path: Path) -> None:
     assert hubtool("publish", tmp_path).code == 2
+
+
+def test_source_of_a_release_is_fetched_as_its_file_says(tmp_path: Path) -> None:
+    release = load_release(
+        write_release(tmp_path, tmp_path, RELEASE.replace("out =", 'disk_limit = "20GB"\nkeep_source = true\nout ='))
+    )
+    assert (release.disk_limit, release.keep_source) == (20 * 10**9, True)

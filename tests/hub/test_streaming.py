@@ -1,8 +1,9 @@
 """Shards that are sent while they are made: the same bytes as converted ones, and none of them on this disk."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,8 @@ from hubtool.rehearsal.repos import File
 from hubtool.release import Release
 from hubtool.source import Source
 from hubtool.streaming import Streaming
-from tests.checkpoints import file_bytes
+from hubtool.units import GIB
+from tests.checkpoints import copied, file_bytes
 from tests.fixtures import QUIET, CommandLine, Samples
 from tests.hub.conftest import REPO, Publisher
 
@@ -186,6 +188,61 @@ def test_shard_whose_sending_broke_off_is_made_again(stream: Stream) -> None:
     stream.publish()
     assert len(stream.publisher.commits()) == 1
     assert not stream.publish().published.changed
+
+
+LONG_FILE, LONG_NBYTES = "merges.txt", 24 * GIB
+
+
+@pytest.fixture
+def long_source(sample: Samples, tmp_path: Path) -> Iterator[tuple[Source, Plan]]:
+    """A source whose hashing takes long: a file of it has no end, nearly."""
+    folder = copied(sample("mini"), tmp_path / "source")
+    with (folder / LONG_FILE).open("wb") as file:
+        file.truncate(LONG_NBYTES)
+    source = open_source(str(folder), "someone/DeepSeek-V4-sample")
+    (plan,) = plan_source(source, ["mixed_3_6"])
+    yield source, plan
+    (folder / LONG_FILE).unlink()
+
+
+def hashed(folder: Path) -> set[str]:
+    return set(json.loads((folder / ".hubtool" / "source.json").read_bytes()))
+
+
+@pytest.mark.parametrize("path", ["xet"])
+def test_refusal_does_not_wait_until_the_source_is_hashed(
+    publisher: Publisher, long_source: tuple[Source, Plan], tmp_path: Path
+) -> None:
+    source, plan = long_source
+    publisher.rehearsal.faults.add(Fault("xet-token", answer=Answer(400, "Cut")))
+    target = Target(plan, tmp_path / "streamed")
+    with pytest.raises(HubError, match="Cut"):
+        Streaming(publisher.api, source, target, Destination(REPO), QUIET).publish()
+    assert "config.json" in hashed(target.folder) and LONG_FILE not in hashed(target.folder)
+
+
+class Interrupting:
+    """A person who presses Ctrl-C when the first bytes are written."""
+
+    def say(self, text: str) -> None:
+        """Not listened to."""
+
+    @contextmanager
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Callable[[int, str], None]]:
+        """A stage that is interrupted."""
+
+        def advance(nbytes: int, label: str) -> None:
+            raise KeyboardInterrupt
+
+        yield advance
+
+
+def test_interrupt_does_not_wait_until_the_source_is_hashed(long_source: tuple[Source, Plan], tmp_path: Path) -> None:
+    source, plan = long_source
+    target = Target(plan, tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        convert_sources(source, [target], Effort(), Interrupting())
+    assert LONG_FILE not in hashed(target.folder)
 
 
 @pytest.mark.parametrize("path", ["xet"])

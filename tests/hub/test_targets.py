@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -218,6 +219,51 @@ def test_pull_request_to_a_repo_that_is_not_there_is_refused(publisher: Publishe
 def test_pull_request_has_no_tag_no_branch_and_no_collection(other: Destination) -> None:
     with pytest.raises(UsageError, match="--pr.*--revision, --tag, .*--collection"):
         replace(other, pull_request=True)
+
+
+NOT_MINE: dict[str, tuple[str, Literal["read"] | None]] = {
+    "user": ("bob", None),
+    "reader": ("lab", "read"),
+    "stranger": ("lab", None),
+    "absent": ("nobody", None),
+}
+
+
+@pytest.mark.parametrize("whose", NOT_MINE)
+@pytest.mark.parametrize("option", [(), ("--stream",), ("--pr",), ("--dry-run",)], ids=lambda option: "".join(option))
+def test_repo_that_may_not_be_made_is_refused_before_anything_is_converted(
+    whose: str,
+    option: tuple[str, ...],
+    publisher: Publisher,
+    endpoint: None,
+    sample: Samples,
+    hubtool: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    namespace, role = NOT_MINE[whose]
+    monkeypatch.setenv("HF_TOKEN", str(ann(publisher).token))
+    publisher.rehearsal.accounts.add_user("bob")
+    publisher.rehearsal.accounts.add_org("lab", {"ann": role} if role else {})
+    to = f"{namespace}/V4"
+    arguments = ("publish", sample("mini"), "--recipe", "native", "--to", to, "--out", tmp_path / "out", *option)
+    outcome = hubtool(*arguments)
+    assert (outcome.code, f"{to}: no such repo" in outcome.stderr) == (1, True), outcome.stderr
+    assert publisher.rehearsal.faults.calls["create"] == 0
+    assert list((tmp_path / "out").rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize("role", ["write", "admin"])
+def test_repo_is_made_in_an_organization_of_mine(publisher: Publisher, role: Literal["write", "admin"]) -> None:
+    other = ann(publisher)
+    publisher.rehearsal.accounts.add_org("lab", {"ann": role})
+    assert publisher.publish(Destination("lab/V4"), other).published.changed
+    assert publisher.publish(Destination("ann/V4"), other).published.changed
+
+
+def test_pull_request_has_no_tag_and_no_branch() -> None:
+    with pytest.raises(UsageError, match="--pr"):
+        Destination(REPO, pull_request=True, tag="v1")
 
 
 def test_repo_is_added_to_the_collection_once(publisher: Publisher) -> None:
