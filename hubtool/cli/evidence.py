@@ -250,6 +250,6 @@ def evidence_text(evidence: Sequence[Evidence]) -> str:
 
 
 def _figure(name: str, value: Any) -> str:
-    if name.endswith("_nbytes"):
+    if name.endswith("_nbytes") and isinstance(value, int):
         return units.format_size(value)
     return units.format_count(value) if isinstance(value, int) else str(value)
