@@ -163,7 +163,7 @@ def _figure_value(name: str, text: str) -> int | float | str:
         return text
     if not isfinite(number) or abs(number) >= _MOST:
         raise UsageError("not a number", where=f"--figure {name}", found=text, expected="a finite number below 2^63")
-    return int(number) if text.lstrip("+-").isdecimal() and number.is_integer() else number
+    return int(text) if text.lstrip("+-").isdecimal() else number
 
 
 _MOST = 2.0**63
@@ -250,6 +250,6 @@ def evidence_text(evidence: Sequence[Evidence]) -> str:
 
 
 def _figure(name: str, value: Any) -> str:
-    if name.endswith("_nbytes"):
+    if name.endswith("_nbytes") and isinstance(value, int):
         return units.format_size(value)
     return units.format_count(value) if isinstance(value, int) else str(value)

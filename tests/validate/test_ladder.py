@@ -94,12 +94,15 @@ def watched_from_outside() -> Iterator[list[int]]:
     """Proportional memory of all children of this process together, in bytes, many times a second."""
     samples: list[int] = [0]
     over = threading.Event()
+    mine = psutil.Process().cmdline()
 
     def sample() -> None:
         while not over.wait(0.01):
             try:
                 children = psutil.Process().children(recursive=True)
-                samples.append(sum(child.memory_full_info().pss for child in children))
+                # Until it has become another program, a child shows the memory of this process as its own.
+                begun = [child for child in children if child.cmdline() != mine]
+                samples.append(sum(child.memory_full_info().pss for child in begun))
             except psutil.Error:
                 continue
 
