@@ -5,6 +5,7 @@ What has been sent stays with the Hub, committed or not: it is written down, and
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
 from hubtool.errors import HubError, OutputError
-from hubtool.http import said
+from hubtool.http import QUOTA_REMEDY, said
 from hubtool.hub import xet
 from hubtool.hub.patience import (
     EXPIRED_STATUS,
@@ -32,6 +33,8 @@ from hubtool.hub.state import Blob, State
 
 PREUPLOAD_FILES = 256
 """Of how many files the stock client asks at once by which way they go."""
+
+_QUOTA = re.compile("storage limit|quota", re.IGNORECASE)
 
 Progress = Callable[[str, int], None]
 """Told a file's name and how many more of its bytes were sent."""
@@ -242,9 +245,11 @@ def _lfs_failures() -> Iterator[None]:
     except RuntimeError as error:
         cause = error.__cause__
         if isinstance(cause, HfHubHTTPError):
-            status = cause.response.status_code
-            repeatable = status == EXPIRED_STATUS or status in REPEATED_STATUSES
-            raise TransferError(f"status {status}, {said(cause)}", repeatable=repeatable) from error
+            status, text = cause.response.status_code, said(cause)
+            full = status == EXPIRED_STATUS and _QUOTA.search(text) is not None
+            repeatable = not full and (status == EXPIRED_STATUS or status in REPEATED_STATUSES)
+            remedy = QUOTA_REMEDY if full else None
+            raise TransferError(f"status {status}, {text}", repeatable=repeatable, remedy=remedy) from error
         if isinstance(cause, (httpx2.RequestError, OSError)):
             raise TransferError(str(cause) or type(cause).__name__, repeatable=True) from error
         raise

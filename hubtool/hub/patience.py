@@ -8,7 +8,8 @@ up, or never repeats, is judged here:
 | 408, 425, 429, 500, 502, 503, 504, connection broken or silent | asked again; first looked whether it was done |
 | 409, another operation is in progress | asked again |
 | an answer in another form than a Hub's | asked again; first looked whether it was done |
-| 403 of an upload's address | it has expired: another is asked for |
+| 403 of an upload's address | it has expired: another is asked for; not if it speaks of a quota |
+| 401, 402, 403 of xet's store | once more with a new token |
 | 412, the repo has changed | never repeated: what was compared is no longer true |
 | 401, 402, 403 | never repeated: nothing will change by itself |
 """
@@ -47,12 +48,25 @@ class TransferError(Exception):
 
     Args:
         reason: What happened, in words.
-        repeatable: Whether sending them again may help.
+        repeatable: Whether sending it again may help.
+        remedy: What to do about it in the end.
     """
 
-    def __init__(self, reason: str, *, repeatable: bool) -> None:
+    def __init__(self, reason: str, *, repeatable: bool, remedy: str | None = None) -> None:
         super().__init__(reason)
         self.repeatable = repeatable
+        self.remedy = remedy
+
+
+class DeniedError(TransferError):
+    """What takes the bytes refused them: because a token expired on the way, which a new one mends, or for good."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            reason,
+            repeatable=True,
+            remedy="see the account's storage and the token's rights, then run it again: what was sent stays sent",
+        )
 
 
 @contextmanager
@@ -132,6 +146,7 @@ class PatientHub:
         Raises:
             HubError: It was refused, or patience is at its end.
         """
+        denials = 0
         for wait in (*self.patience.waits, None):
             try:
                 with self._waits_told(what):
@@ -147,7 +162,8 @@ class PatientHub:
                 found = landed()
                 if found is not None:
                     return found
-                pause = _pause(error, wait, self.patience.longest)
+                denials += isinstance(error, DeniedError)
+                pause = _pause(error, wait if denials <= 1 else None, self.patience.longest)
                 if pause is None:
                     raise _explained(error, what) from error
                 self.say(f"{what}: {_reason(error)}; trying again in {format_seconds(pause)}")
@@ -237,7 +253,7 @@ def _explained(error: Exception, what: str) -> HubError:
     """The error for people."""
     if isinstance(error, TransferError):
         remedy = "run it again: what the Hub has stays there" if error.repeatable else "see what it says, then again"
-        return HubError("sending failed", where=what, found=_reason(error), remedy=remedy)
+        return HubError("sending failed", where=what, found=_reason(error), remedy=error.remedy or remedy)
     try:
         with translated(what):
             raise error

@@ -5,6 +5,7 @@ computes the SHA-256 of what it sends; one that is handed to it is not checked, 
 """
 
 import importlib
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,13 @@ from huggingface_hub.utils._runtime import is_xet_available
 from huggingface_hub.utils._xet import abort_xet_session, get_xet_session, xet_headers_without_auth
 
 from hubtool.http import redact
-from hubtool.hub.patience import PatientHub, TransferError
+from hubtool.hub.patience import DeniedError, PatientHub, TransferError
 from hubtool.hub.state import Blob
 
 __all__ = ["is_xet_available", "send_file", "send_stream"]
+
+_DENIED = re.compile(r"HTTP status client error \(40[123] ")
+"""How hf_xet 1.8 words an answer with status 401, 402 or 403; it hands on nothing else of it."""
 
 Progress = Callable[[int], None]
 """Told of the number of bytes that were taken since it was last told."""
@@ -109,7 +113,10 @@ def _broken_off() -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, RuntimeError) as error:  # what its Rust errors become
-        raise TransferError(f"xet: {redact(str(error))}", repeatable=True) from error
+        reason = f"xet: {redact(str(error))}"
+        if _DENIED.search(reason):
+            raise DeniedError(reason) from error
+        raise TransferError(reason, repeatable=True) from error
 
 
 def _blob(info: Any) -> Blob:

@@ -23,6 +23,7 @@ STAGES = {
     "put": ("PUT", f"/storage/(object|part){_REPO}"),
     "complete": ("POST", f"/storage/complete{_REPO}"),
     "verify": ("POST", rf"{_REPO}\.git/info/lfs/objects/verify"),
+    "xet-store": ("GET|POST|PUT", "/xet-store/.+"),
     "xet-token": ("GET", f"/api/models{_REPO}/xet-write-token/.+"),
     "commit": ("POST", f"/api/models{_REPO}/commit/.+"),
     "commits": ("GET", f"/api/models{_REPO}/commits/.+"),
@@ -35,7 +36,10 @@ STAGES = {
     "discussions": ("GET|POST", f"/api/models{_REPO}/discussions.*"),
     "collections": ("GET|POST|PATCH|DELETE", "/api/collections.*"),
 }
-"""Stage -> method and path, both as regular expressions; the path with the escapes of one segment kept."""
+"""Stage -> method and path, both as regular expressions; the path with the escapes of one segment kept.
+
+Nothing but faults answers at xet-store: a client comes there that was given that address with its token.
+"""
 
 Effect = Literal["answer", "answer-after", "reset", "reset-after", "cut", "hang"]
 

@@ -4,7 +4,9 @@ The table is the product of the stages that a path goes through and what may go 
 real client, on both of its ways to send large files.
 """
 
+import json
 import re
+import time
 from itertools import product
 
 import pytest
@@ -237,6 +239,44 @@ def test_wait_that_the_hub_asks_for_beyond_reason_ends_the_run(publisher: Publis
     with pytest.raises(HubError, match="Come back tomorrow; wait, then run it again"):
         publisher.publish()
     assert publisher.waits == []
+
+
+def refusing_store(publisher: Publisher, status: int, times: int) -> Fault:
+    """Have the next tokens for xet name a content store over HTTP that refuses everything."""
+    token = {"casUrl": f"{publisher.rehearsal.endpoint}/xet-store", "accessToken": "a", "exp": int(time.time()) + 3600}
+    publisher.rehearsal.faults.add(Fault("xet-store", answer=Answer(status, "storage limit reached"), times=1000))
+    fault = Fault("xet-token", answer=Answer(200, body=json.dumps(token)), times=times)
+    publisher.rehearsal.faults.add(fault)
+    return fault
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+@pytest.mark.parametrize("path", ["xet"])
+def test_store_that_refuses_for_good_is_asked_twice(publisher: Publisher, status: int) -> None:
+    fault = refusing_store(publisher, status, times=1000)
+    with pytest.raises(HubError, match=rf"safetensors: sending failed: .*\({status} .*see the account's storage and"):
+        publisher.publish()
+    assert (fault.struck, publisher.waits) == (2, [5])
+    publisher.rehearsal.faults.clear()
+    publisher.publish()
+    assert_published_once(publisher)
+
+
+@pytest.mark.parametrize("path", ["xet"])
+def test_store_that_refuses_one_token_is_given_another(publisher: Publisher) -> None:
+    refusing_store(publisher, 401, times=1)
+    publisher.publish()
+    assert publisher.waits == [5]
+    assert_published_once(publisher)
+
+
+@pytest.mark.parametrize("stage", ["put", "verify"])
+@pytest.mark.parametrize("path", ["lfs"])
+def test_quota_in_the_middle_of_a_transfer_is_not_an_expired_address(publisher: Publisher, stage: str) -> None:
+    publisher.rehearsal.faults.add(Fault(stage, answer=QUOTA_REACHED, times=1000))
+    with pytest.raises(HubError, match="storage limit reached; free some private storage"):
+        publisher.publish()
+    assert (publisher.waits, publisher.rehearsal.faults.calls[stage]) == ([], 1)
 
 
 def test_quota_that_is_really_reached_is_told_and_a_public_repo_is_the_way_out(publisher: Publisher) -> None:

@@ -173,4 +173,4 @@ def test_every_stage_of_a_publication_is_known(hub: RehearsalHub, api: HfApi, tm
     api.get_paths_info(REPO, "m.safetensors")
     api.snapshot_download(REPO, local_dir=tmp_path / "read")
     assert list(api.list_collections(owner="someone")) == []
-    assert set(STAGES) - set(hub.faults.calls) == {"xet-token"}
+    assert set(STAGES) - set(hub.faults.calls) == {"xet-token", "xet-store"}
