@@ -5,6 +5,8 @@ real client, on both of its ways to send large files.
 """
 
 import re
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from itertools import product
 
 import pytest
@@ -169,6 +171,26 @@ def test_wait_that_the_hub_asks_for_beyond_reason_ends_the_run(publisher: Publis
     with pytest.raises(HubError, match="Come back tomorrow; wait, then run it again"):
         publisher.publish()
     assert publisher.waits == []
+
+
+@pytest.mark.parametrize(
+    ("after", "least", "most"),
+    [(timedelta(seconds=100), 95, 102), (timedelta(seconds=-100), 1, 1)],
+    ids=["to come", "past"],
+)
+def test_wait_may_be_asked_for_by_its_end(publisher: Publisher, after: timedelta, least: float, most: float) -> None:
+    date = format_datetime(datetime.now(UTC) + after, usegmt=True)
+    publisher.rehearsal.faults.add(Fault("commit", answer=Answer(429, "Later", {"Retry-After": date})))
+    publisher.publish()
+    (wait,) = publisher.waits
+    assert least <= wait <= most
+    assert_published_once(publisher)
+
+
+def test_wait_that_cannot_be_read_is_the_usual_one(publisher: Publisher) -> None:
+    publisher.rehearsal.faults.add(Fault("commit", answer=Answer(429, "Later", {"Retry-After": "tomorrow"})))
+    publisher.publish()
+    assert publisher.waits == [5]
 
 
 def test_quota_that_is_really_reached_is_told_and_a_public_repo_is_the_way_out(publisher: Publisher) -> None:
