@@ -20,7 +20,8 @@ from tests.reference import Published, plain
 def bfloat16(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rounded to the eight significant bits that the runtime computes with, half to even."""
     fraction, exponent = np.frexp(values)
-    return np.ldexp(np.rint(fraction * 256) / 256, exponent)
+    rounded: NDArray[np.float64] = np.ldexp(np.rint(fraction * 256) / 256, exponent)
+    return rounded
 
 
 def dequantized(tensors: dict[str, Tensor], module: str, bits: int, group_size: int) -> NDArray[np.float64]:

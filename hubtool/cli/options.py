@@ -1,7 +1,9 @@
 """Options that several commands share."""
 
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,22 @@ def with_console(command: Command) -> Command:
     def wrapped(*arguments: Any, json_mode: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
         console = Console(json_mode=json_mode, quiet=quiet, verbose=verbose)
         click.get_current_context().find_root().obj = console
-        return command(console, *arguments, **options)
+        with _warnings_told(console):
+            return command(console, *arguments, **options)
 
     return wrapped
+
+
+@contextmanager
+def _warnings_told(console: Console) -> Iterator[None]:
+    """Let what libraries warn of be said as all else is: in JSON mode every line of stderr is JSON."""
+
+    def show(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+        console.say(str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 source_argument = click.argument("source", metavar="FOLDER|ORG/NAME[@REVISION]")

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx2
@@ -240,7 +242,16 @@ def _asked_wait(response: httpx2.Response) -> float | None:
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
     after = response.headers.get("Retry-After", "")
-    return float(after) if after.isdigit() else None
+    return float(after) if after.isdigit() else _seconds_until(after)
+
+
+def _seconds_until(date: str) -> float | None:
+    """Seconds until a date as HTTP writes it, 0 if it is past, None if it is none."""
+    try:
+        when = parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    return max(0.0, (when - datetime.now(when.tzinfo)).total_seconds()) if when.tzinfo else None
 
 
 def _reason(error: Exception) -> str:

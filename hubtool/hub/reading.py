@@ -1,5 +1,7 @@
 """Small files of a repo, and its record."""
 
+from urllib.parse import quote
+
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import _http as stock
 
@@ -16,7 +18,7 @@ def read_hub_file(hub: PatientHub, repo: str, commit: str, name: str) -> bytes |
     """
 
     def read() -> bytes | None:
-        url = f"{hub.api.endpoint}/{repo}/resolve/{commit}/{name}"
+        url = f"{hub.api.endpoint}/{repo}/resolve/{commit}/{quote(name)}"
         response = stock.get_session().get(url, headers=hub.api._build_hf_headers(), follow_redirects=True)
         try:
             stock.hf_raise_for_status(response)

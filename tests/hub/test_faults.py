@@ -7,6 +7,8 @@ real client, on both of its ways to send large files.
 import json
 import re
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from itertools import product
 
 import pytest
@@ -277,6 +279,26 @@ def test_quota_in_the_middle_of_a_transfer_is_not_an_expired_address(publisher: 
     with pytest.raises(HubError, match="storage limit reached; free some private storage"):
         publisher.publish()
     assert (publisher.waits, publisher.rehearsal.faults.calls[stage]) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("after", "least", "most"),
+    [(timedelta(seconds=100), 95, 102), (timedelta(seconds=-100), 1, 1)],
+    ids=["to come", "past"],
+)
+def test_wait_may_be_asked_for_by_its_end(publisher: Publisher, after: timedelta, least: float, most: float) -> None:
+    date = format_datetime(datetime.now(UTC) + after, usegmt=True)
+    publisher.rehearsal.faults.add(Fault("commit", answer=Answer(429, "Later", {"Retry-After": date})))
+    publisher.publish()
+    (wait,) = publisher.waits
+    assert least <= wait <= most
+    assert_published_once(publisher)
+
+
+def test_wait_that_cannot_be_read_is_the_usual_one(publisher: Publisher) -> None:
+    publisher.rehearsal.faults.add(Fault("commit", answer=Answer(429, "Later", {"Retry-After": "tomorrow"})))
+    publisher.publish()
+    assert publisher.waits == [5]
 
 
 def test_quota_that_is_really_reached_is_told_and_a_public_repo_is_the_way_out(publisher: Publisher) -> None:

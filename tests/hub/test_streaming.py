@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,10 +228,10 @@ class Interrupting:
         """Not listened to."""
 
     @contextmanager
-    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Callable[[int, str], None]]:
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advancing]:
         """A stage that is interrupted."""
 
-        def advance(nbytes: int, label: str) -> None:
+        def advance(nbytes: int, label: str, *, found: bool = False) -> None:
             raise KeyboardInterrupt
 
         yield advance

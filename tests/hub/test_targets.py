@@ -1,5 +1,7 @@
 """The places that a release goes to: new and existing repos, branches, pull requests, visibility, collections."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -291,6 +293,19 @@ def test_upload_command_tells_tag_and_pull_request(publisher: Publisher, endpoin
     edit_card(publisher.folder, "A remark.")
     second = hubtool("upload", publisher.folder, "--to", REPO, "--pr", "--json")
     assert (second.code, second.document["pull_request"]) == (0, 1), second.stderr
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_warning_of_the_stock_client_is_a_json_line_too(
+    publisher: Publisher, endpoint: None, hubtool: CommandLine
+) -> None:
+    publisher.publish()
+    card = publisher.folder / "README.md"
+    card.write_text(re.sub(r"^license: .*$", "license: other", card.read_text(), count=1, flags=re.MULTILINE))
+    done = hubtool("upload", publisher.folder, "--to", REPO, "--json")
+    assert done.code == 0, done.stderr
+    said = [json.loads(line).get("say", "") for line in done.stderr.splitlines()]
+    assert any("should come with" in each for each in said), said
 
 
 def test_publish_foretells_before_anything_is_converted(

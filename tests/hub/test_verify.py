@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import CommitOperationAdd
 
+from hubtool.hub import PatientHub, read_hub_file
 from tests.checkpoints import file_bytes
 from tests.fixtures import CommandLine
 from tests.hub.conftest import REPO, Publisher
@@ -109,3 +110,11 @@ def test_pull_request_and_tag_are_verified_by_their_names(published: Publisher, 
     (tag,) = published.api.list_repo_refs(REPO).tags
     assert hubtool("verify", REPO, "--revision", tag.name).code == 0
     assert hubtool("verify", REPO, published.folder).code == 0
+
+
+@pytest.mark.parametrize("name", ["a b.txt", "a#b.txt", "a?b=c.txt", "a%20b.txt", "d/\u00e9.txt"])
+def test_file_of_any_name_is_read(publisher: Publisher, name: str) -> None:
+    publisher.api.create_repo(REPO)
+    commit = publisher.api.create_commit(REPO, [CommitOperationAdd(name, b"content")], commit_message="Add").oid
+    assert read_hub_file(PatientHub(publisher.api), REPO, commit, name) == b"content"
+    assert read_hub_file(PatientHub(publisher.api), REPO, commit, f"{name}.absent") is None
