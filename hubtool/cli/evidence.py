@@ -100,8 +100,9 @@ def _require_private(evidence: Evidence) -> None:
 
     texts = msgspec.json.format(msgspec.json.encode(evidence), indent=1).decode()
     leaks = [*scan_text("evidence", texts, read_identity())]
-    if leaks or any(word.startswith(("/", "./", "../")) for word in evidence.command.split()):
-        found = f"{leaks[0].kind} {leaks[0].found!r}" if leaks else f"path in --command {evidence.command!r}"
+    in_command = any(word.startswith(("/", "./", "../")) for word in evidence.command.split())
+    if leaks or in_command:
+        found = f"path in --command {evidence.command!r}" if in_command else f"{leaks[0].kind} {leaks[0].found!r}"
         raise UsageError("evidence is published", found=found, expected="none", remedy="leave it out")
 
 
