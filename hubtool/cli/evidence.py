@@ -126,8 +126,8 @@ def _require_private(evidence: Evidence) -> None:
     from hubtool.privacy import read_identity, scan_text
 
     texts = msgspec.json.format(msgspec.json.encode(evidence), indent=1).decode()
-    found = [f"{leak.kind} {leak.found!r}" for leak in scan_text("evidence", texts, read_identity())]
-    found += [f"path {word!r} in --command" for word in evidence.command.split() if _is_path(word)]
+    found = [f"path {word!r} in --command" for word in evidence.command.split() if _is_path(word)]
+    found += [f"{leak.kind} {leak.found!r}" for leak in scan_text("evidence", texts, read_identity())]
     if found:
         raise UsageError("evidence is published", found=found[0], expected="none", remedy="leave it out")
 
