@@ -379,7 +379,8 @@ class _Folder:
         if sha256 is not None and final.stat().st_size == shard.nbytes and file_sha256(final) == sha256:
             self.journal.shard_done(final, sha256)
             return True
-        say(f"{final} is not what was written, and is made again")
+        found = "not what was written" if sha256 is not None else "unknown to the journal"
+        say(f"{final} is {found}, and is made again")
         with writing(final):
             final.unlink()
         return False
