@@ -13,7 +13,6 @@ import importlib.metadata
 import os
 import shutil
 import threading
-import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -30,26 +29,21 @@ from hubtool.journal import (
     Origin,
     Progress,
     describe_change,
-    forget_cached,
     holds_anything,
     locked,
     read_origin,
-    reading,
-    sync,
     sync_folder,
     write_origin,
     writing,
 )
+from hubtool.partial import PartialShard
 from hubtool.pieces import Made, PieceMaker
 from hubtool.plan import Piece, Plan, Shard, Step
 from hubtool.record import RECORD_FILE
-from hubtool.source import CONFIG_FILE, HASH_BLOCK_NBYTES, Source, file_sha256
+from hubtool.source import CONFIG_FILE, Source, file_sha256
 
 BYTE_FORMAT = 1
 """Changes whenever the same plan would give other bytes than before."""
-
-HASH_STEP_NBYTES = 64 * units.MIB
-"""How much of a shard is complete before it is worth hashing further."""
 
 ERROR_ROWS = 64
 """By default the error of every 64th row of a piece is measured: less than 2 % of the work of quantizing."""
@@ -213,119 +207,6 @@ def _opened(target: Target, source: Source, error_rows: int) -> Iterator["_Folde
         folder.close()
 
 
-class _Shard:
-    """A shard that is not complete: its partial file, which bytes of it are there, and how far it is hashed.
-
-    Bytes are hashed in order from the beginning as soon as they are there, while others are still being made.
-    """
-
-    def __init__(self, path: Path, header: bytes, nbytes: int) -> None:
-        self.path = path
-        self.nbytes = nbytes
-        self.begun = path.is_file()
-        self._header = header
-        self._descriptor: int | None = None
-        self._digest = hashlib.sha256()
-        self._hashed = 0
-        self._stopped = False
-        self._due = 0
-        self._complete = 0
-        self._ahead: dict[int, int] = {0: len(header)}
-        self._lock = threading.Lock()
-        self._syncing = threading.Lock()
-        self._writing = threading.Lock()
-
-    def open(self) -> int:
-        """The descriptor of the partial file, which is made at its full size if it is not there."""
-        with self._lock:
-            if self._descriptor is None:
-                with writing(self.path):
-                    self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-                    os.ftruncate(self._descriptor, self.nbytes)
-                    _pwrite(self._descriptor, 0, memoryview(self._header))
-            return self._descriptor
-
-    def write(self, offset: int, view: memoryview) -> None:
-        """Write bytes at their offset; one thread at a time, which the system's own lock on a file would spin for."""
-        descriptor = self.open()
-        with self._writing, writing(self.path):
-            _pwrite(descriptor, offset, view)
-
-    def checksum(self, offset: int, nbytes: int) -> int:
-        """CRC-32 of bytes of the partial file."""
-        descriptor = self.open()
-        with reading(self.path):
-            return zlib.crc32(os.pread(descriptor, nbytes, offset))
-
-    def note(self, offset: int, nbytes: int) -> None:
-        """Take down that bytes are there."""
-        with self._lock:
-            self._ahead[offset] = offset + nbytes
-            while (end := self._ahead.pop(self._complete, None)) is not None:
-                self._complete = end
-
-    def take_due(self) -> int:
-        """Up to which offset the shard should now be hashed, told once; 0 if that can wait."""
-        with self._lock:
-            whole = self._complete == self.nbytes != self._due
-            if not whole and self._complete - self._due < HASH_STEP_NBYTES:
-                return 0
-            self._due = self._complete
-            return self._due
-
-    def hash_to(self, end: int) -> str | None:
-        """Hash on to `end`, which `take_due` told; the SHA-256 if that is the whole shard, None after `stop` too."""
-        descriptor = self.open()
-        buffer = memoryview(bytearray(HASH_BLOCK_NBYTES))
-        while self._hashed < end and not self._stopped:
-            view = buffer[: min(len(buffer), end - self._hashed)]
-            with reading(self.path):
-                count = os.preadv(descriptor, [view], self._hashed)
-            if count == 0:
-                raise OutputError(
-                    "was cut off while it was written",
-                    where=self.path,
-                    found=f"{self._hashed} bytes",
-                    expected=f"{self.nbytes} bytes",
-                    remedy="see that nothing else writes to this folder, then run it again: it goes on",
-                )
-            self._digest.update(view[:count])
-            self._hashed += count
-        forget_cached(descriptor, self._hashed)
-        return self._digest.hexdigest() if self._hashed == self.nbytes else None
-
-    def stop(self) -> None:
-        """Let whoever hashes the shard end soon."""
-        self._stopped = True
-
-    def sync(self) -> None:
-        """Bring what is written to the disk: as it goes, so that little is left to wait for when the shard is whole.
-
-        Where that fails the partial file is removed: Linux counts its pages as written then, and reads them back as
-        they were meant to be until it forgets them.
-        """
-        with self._syncing, writing(self.path):
-            if self._descriptor is not None:
-                try:
-                    sync(self._descriptor)
-                except OSError:
-                    self.path.unlink(missing_ok=True)
-                    raise
-
-    def close(self) -> None:
-        """Close the partial file."""
-        with self._syncing, self._lock:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
-
-
-def _pwrite(descriptor: int, offset: int, view: memoryview) -> None:
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
-
-
 class _Folder:
     """A target at work.
 
@@ -340,7 +221,7 @@ class _Folder:
         self.target = target
         self.journal = journal
         self.todo: set[int] = set()
-        self.shards: dict[int, _Shard] = {}
+        self.shards: dict[int, PartialShard] = {}
 
     def resume(self, say: Callable[[str], None]) -> Iterator[Advance]:
         """Find out what is done, and believe of an unfinished shard only what its bytes say too; `say` what is not."""
@@ -349,7 +230,7 @@ class _Folder:
             if self._is_finished(shard, progress, say):
                 yield Advance(shard.data_nbytes, shard.file, found=True)
             else:
-                self.shards[index] = _Shard(self.journal.partial / shard.file, shard.header, shard.nbytes)
+                self.shards[index] = PartialShard(self.journal.partial / shard.file, shard.header, shard.nbytes)
         damaged: Counter[str] = Counter()
         for number, piece in enumerate(plan.pieces()):
             step = plan.steps[piece.step]
@@ -377,7 +258,8 @@ class _Folder:
         if sha256 is not None and final.stat().st_size == shard.nbytes and file_sha256(final) == sha256:
             self.journal.shard_done(final, sha256)
             return True
-        say(f"{final} is not what was written, and is made again")
+        found = "not what was written" if sha256 is not None else "unknown to the journal"
+        say(f"{final} is {found}, and is made again")
         with writing(final):
             final.unlink()
         return False

@@ -21,6 +21,7 @@ from hubtool.errors import OutputError, SourceError
 from hubtool.journal import Journal, locked
 from hubtool.plan import Piece, Plan, make_plan
 from hubtool.planning import open_source, plan_source
+from hubtool.source import HASH_BLOCK_NBYTES
 from tests.faults import Disk, PowerCut
 from tests.fixtures import Samples
 
@@ -296,6 +297,29 @@ def test_ctrl_c_and_sigterm_stop_with_130_and_say_how_to_go_on(
     assert process.returncode == 130
     assert "run the same command again and it goes on" in said
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_a_run_that_is_given_up_does_not_wait_until_a_shard_is_hashed(
+    undisturbed: tuple[Path, Plan, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _, _ = undisturbed
+    (whole,) = plan_source(open_source(str(source)), ["float32"])
+    assert whole.shards[0].nbytes > 8 * HASH_BLOCK_NBYTES
+    steps = convert(open_source(str(source)), [Target(whole, tmp_path / "out")], JOBS)
+    read = os.preadv
+
+    def read_slowly(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if len(buffers[0]) == HASH_BLOCK_NBYTES:
+            time.sleep(0.1)
+        return read(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", read_slowly)
+    for advance in steps:
+        if advance.label == "hashing what was written":
+            break
+    begun = time.monotonic()
+    steps.close()
+    assert time.monotonic() - begun < 2
 
 
 def test_one_pass_for_several_recipes_gives_the_bytes_of_single_runs(
