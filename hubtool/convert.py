@@ -10,7 +10,6 @@ more brings to the disk what is written.
 
 import hashlib
 import importlib.metadata
-import os
 import shutil
 import threading
 from collections import Counter

@@ -1,10 +1,12 @@
 """A finished folder, a rehearsal Hub, and the stock client on both of its ways to send large files."""
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx2
 import pytest
 from huggingface_hub import HfApi, constants
 
@@ -82,13 +84,18 @@ def publisher(
     return Publisher(api, rehearsal, folder, path)
 
 
+Contents = frozenset[tuple[str, str]]
+"""Names of files, and SHA-256 of what a reader was given for them."""
+
+
 @dataclass
 class Reader:
-    """Someone who looks at a repo again and again; `seen` are the distinct sets of file names at main's head."""
+    """Someone who looks at a repo again and again, and reads each new state of it; `seen` are those, in order."""
 
     api: HfApi
-    seen: list[frozenset[str]] = field(default_factory=list)
+    seen: list[Contents] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
+    _heads: list[str] = field(default_factory=list)
 
     def run(self) -> None:
         """Poll until told to stop, and once more then."""
@@ -96,9 +103,26 @@ class Reader:
         while not last:
             last = self.stop.wait(0.01)
             if self.api.repo_exists(REPO):
-                names = frozenset(self.api.list_repo_files(REPO))
-                if not self.seen or self.seen[-1] != names:
-                    self.seen.append(names)
+                self._look()
+
+    def _look(self) -> None:
+        """Read what main's head has, if it is not the head that was read last; every byte comes over the network."""
+        head = self.api.model_info(REPO).sha
+        assert head is not None
+        if self._heads[-1:] == [head]:
+            return
+        self._heads.append(head)
+        names = self.api.list_repo_files(REPO, revision=head)
+        self.seen.append(frozenset((name, hashlib.sha256(self._read(head, name)).hexdigest()) for name in names))
+
+    def _read(self, head: str, name: str) -> bytes:
+        response = httpx2.get(
+            f"{self.api.endpoint}/{REPO}/resolve/{head}/{name}",
+            headers={"Authorization": f"Bearer {self.api.token}"},
+            follow_redirects=True,
+        )
+        response.raise_for_status()
+        return response.content
 
 
 @pytest.fixture

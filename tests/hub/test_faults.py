@@ -7,6 +7,7 @@ real client, on both of its ways to send large files.
 import json
 import re
 import time
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import product
@@ -211,6 +212,75 @@ def test_what_cannot_be_repeated_ends_with_its_reason_and_the_next_run_goes_on(
     assert publisher.rehearsal.faults.calls[stage] == 1
     assert publisher.publish().published.changed
     assert_published_once(publisher)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A stage that only some destinations go through: that destination, and which call of the stage is struck."""
+
+    stage: str
+    to: Destination
+    skip: int = 0
+
+    def prepare(self, publisher: Publisher) -> Destination:
+        """The destination; what it needs is made."""
+        if self.stage in ("auth-check", "discussions"):
+            publisher.api.create_repo(REPO, private=True)
+        if self.stage == "collections":
+            return replace(self.to, collection=publisher.api.create_collection("V4", namespace="someone").slug)
+        return self.to
+
+
+TURNS = {
+    "settings": Turn("settings", Destination(REPO, public_after_verify=True)),
+    "branch": Turn("branch", Destination(REPO, revision="next")),
+    "search of a pull request": Turn("discussions", Destination(REPO, pull_request=True)),
+    "pull request": Turn("discussions", Destination(REPO, pull_request=True), skip=1),
+    "collections": Turn("collections", Destination(REPO)),
+    "auth-check": Turn("auth-check", Destination(REPO)),
+}
+TURNED = [("xet", turn, name) for turn, name in product(TURNS, OVERCOME)]
+TURNED_AWAY = [("xet", turn, name) for turn, name in product(TURNS, ENDS)]
+
+
+def assert_arrived_once(publisher: Publisher, to: Destination, *, changed: bool) -> None:
+    """One commit where it should be, public or collected as it should be, by one pull request; nothing is left."""
+    publisher.rehearsal.faults.clear()
+    for change in (changed, False):
+        release = publisher.publish(to)
+        assert (release.published.changed, release.verification.problems) == (change, ())
+    assert len(publisher.commits("refs/pr/1" if to.pull_request else to.revision)) == 1
+    assert len(list(publisher.api.get_repo_discussions(REPO))) == (1 if to.pull_request else 0)
+    assert publisher.api.model_info(REPO).private is not to.public_after_verify
+    if to.collection is not None:
+        assert [item.item_id for item in publisher.api.get_collection(to.collection).items] == [REPO]
+
+
+@pytest.mark.parametrize(("path", "turn", "name"), TURNED, ids=["-".join(row[1:]) for row in TURNED])
+def test_what_may_be_repeated_on_the_way_to_some_places_arrives_once(
+    publisher: Publisher, turn: str, name: str
+) -> None:
+    effect, answer, times = OVERCOME[name]
+    to = TURNS[turn].prepare(publisher)
+    fault = Fault(TURNS[turn].stage, effect, answer, skip=TURNS[turn].skip, times=times)
+    publisher.rehearsal.faults.add(fault)
+    assert publisher.publish(to).published.changed
+    assert fault.struck, "the fault never struck"
+    assert_arrived_once(publisher, to, changed=False)
+
+
+@pytest.mark.parametrize(("path", "turn", "name"), TURNED_AWAY, ids=["-".join(row[1:]) for row in TURNED_AWAY])
+def test_what_is_refused_on_the_way_to_some_places_is_told_and_gone_on_with(
+    publisher: Publisher, turn: str, name: str
+) -> None:
+    answer, sentence = ENDS[name]
+    to = TURNS[turn].prepare(publisher)
+    publisher.rehearsal.faults.add(Fault(TURNS[turn].stage, answer=answer, skip=TURNS[turn].skip))
+    with pytest.raises(HubError) as caught:
+        publisher.publish(to)
+    assert re.search(sentence, str(caught.value)), str(caught.value)
+    assert publisher.waits == []
+    assert_arrived_once(publisher, to, changed=TURNS[turn].stage not in ("settings", "collections"))
 
 
 def test_commit_to_a_repo_that_has_changed_is_never_repeated(publisher: Publisher) -> None:

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from hubtool.hub.blobs import stored_addition
 from hubtool.hub.state import Blob, State
 from hubtool.rehearsal.faults import UNAVAILABLE, Answer, Fault
 from tests.checkpoints import edit_json, file_bytes
-from tests.hub.conftest import REPO, Publisher, Reader
+from tests.hub.conftest import REPO, Contents, Publisher, Reader
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -30,16 +32,38 @@ def look(publisher: Publisher, to: Destination | None = None) -> Outlook:
 
 
 def test_readers_see_nothing_or_everything(publisher: Publisher, reader: Reader) -> None:
+    """What a reader is given for every file, not only its name, is that of one release: none, the first or the next."""
     publisher.rehearsal.faults.add(
         Fault("validate", answer=UNAVAILABLE), Fault("commit", "reset-after"), Fault("batch", answer=UNAVAILABLE)
     )
     publisher.publish()
+    states = [contents(publisher)]
     (publisher.folder / "LICENSE").write_text("another licence")
     edit_record(publisher, "LICENSE")
+    wait_for(lambda: len(reader.seen) >= 1 and states[0] in map(released, reader.seen))
     publisher.publish()
-    everything = frozenset({*file_bytes(publisher.folder), ".gitattributes"})
-    reader.stop.wait(0.1)
-    assert set(reader.seen) <= {frozenset({".gitattributes"}), everything}
+    states.append(contents(publisher))
+    wait_for(lambda: states[1] in map(released, reader.seen))
+    seen = [released(each) for each in reader.seen]
+    assert [each for each in seen if each] == states
+    assert seen in (states, [frozenset(), *states])
+
+
+def contents(publisher: Publisher) -> Contents:
+    return frozenset(file_bytes(publisher.folder).items())
+
+
+def released(seen: Contents) -> Contents:
+    """What of it is not the Hub's own."""
+    return frozenset(each for each in seen if each[0] != ".gitattributes")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Give the reader time to look."""
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert condition()
 
 
 def edit_record(publisher: Publisher, *names: str) -> None:
