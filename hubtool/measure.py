@@ -110,8 +110,9 @@ def read_packings(raw: bytes, problems: list[str]) -> Packings:
     if not isinstance(config, dict):
         problems.append(f"{CONFIG_FILE}: found {type(config).__name__}, expected an object")
         return Packings()
-    block = config.get("quantization") or {}
-    if block != (config.get("quantization_config") or {}):
+    block, beside = config.get("quantization") or {}, config.get("quantization_config") or {}
+    published = not block and isinstance(beside, dict) and "quant_method" in beside  # which is not MLX's
+    if block != beside and not published:
         problems.append(f"{CONFIG_FILE}: quantization and quantization_config differ")
     if not isinstance(block, dict):
         problems.append(f"{CONFIG_FILE}: quantization: found {type(block).__name__}, expected an object")
@@ -165,6 +166,9 @@ def _logical_size(spec: TensorSpec, tensors: Mapping[str, TensorSpec], packings:
     """Logical parameters that a tensor stands for: 0 for scales and biases of a quantized weight."""
     module, _, name = spec.name.rpartition(".")
     weight = tensors.get(f"{module}.weight")
+    scale = tensors.get(f"{module}.scale")
+    if weight is not None and scale is not None and scale.dtype == "F8_E8M0":
+        return 0 if name == "scale" else spec.size * (2 if is_packed_fp4(weight, scale) else 1)
     quantized = weight is not None and weight.dtype == "U32" and weight.shape and f"{module}.scales" in tensors
     if not quantized:
         return spec.size
@@ -190,6 +194,15 @@ def _logical_size(spec: TensorSpec, tensors: Mapping[str, TensorSpec], packings:
         verb = "has" if has_biases else "lacks"
         problems.append(f"{module}: {verb} biases, but {CONFIG_FILE} says mode {packing.mode}")
     return int(prod(spec.shape[:-1]) * columns)
+
+
+FP4_GROUP = 32
+"""Weights that share one E8M0 scale where two of them are packed into a byte (OCP Microscaling)."""
+
+
+def is_packed_fp4(weight: TensorSpec, scale: TensorSpec) -> bool:
+    """Whether a published weight with E8M0 scales holds two FP4 values in each byte."""
+    return weight.dtype in ("I8", "U8") and scale.shape[-1:] == (weight.shape[-1] * 2 // FP4_GROUP,)
 
 
 def _compare_index(raw: bytes, headers: Mapping[str, Header], facts: MeasuredRecord) -> Iterator[str]:

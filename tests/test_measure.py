@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -53,9 +54,13 @@ def test_text_names_the_figures(converted: Conversions, hubtool: CommandLine) ->
 
 
 def test_published_source_is_measured_too(sample: Samples, hubtool: CommandLine) -> None:
-    document = hubtool("inspect", sample("mini"), "--json").document
-    assert document["nbytes"] == sum(len(tensor.data) for tensor in read_tensors(sample("mini")).values())
+    outcome = hubtool("inspect", sample("mini"), "--json")
+    document, tensors = outcome.document, read_tensors(sample("mini")).values()
+    assert outcome.code == 0, "what is published agrees with itself"
+    assert document["nbytes"] == sum(len(tensor.data) for tensor in tensors)
     assert document["shards"] == 6
+    per_value = {"I8": 2, "F8_E8M0": 0}  # two FP4 values a byte; scales are no parameters
+    assert document["parameters"] == sum(per_value.get(each.dtype, 1) * math.prod(each.shape) for each in tensors)
 
 
 Change = Callable[[Path], object]

@@ -11,14 +11,12 @@ import msgspec
 from hubtool import units
 from hubtool.card.metadata import CARRIED_KEYS
 from hubtool.hubrules import read_metadata
+from hubtool.measure import FP4_GROUP, is_packed_fp4
 from hubtool.record import MeasuredRecord
 from hubtool.tensors import Header, TensorSpec
 
 STATED_KEYS = (*CARRIED_KEYS, "pipeline_tag", "base_model", "base_model_relation", "tags")
 """What is repeated of a card that is someone else's."""
-
-FP4_GROUP = 32
-"""Weights that share one E8M0 scale where two of them are packed into a byte (OCP Microscaling)."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +127,6 @@ def _forms(headers: Mapping[str, Header], quantization: Mapping[str, Any]) -> tu
 
 def _scaled(weight: TensorSpec, scale: TensorSpec, name: str) -> tuple[str, int]:
     """How a weight with E8M0 scales is stored, and the parameters that its tensor `name` stands for."""
-    packed = weight.dtype in ("I8", "U8") and scale.shape[-1] * FP4_GROUP == weight.shape[-1] * 2
+    packed = is_packed_fp4(weight, scale)
     form = f"fp4, two in a byte, group {FP4_GROUP}" if packed else f"{weight.dtype.lower()}, with scales"
     return form, (weight.size * (2 if packed else 1) if name == "weight" else 0)

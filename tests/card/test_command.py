@@ -231,7 +231,8 @@ def test_a_wrong_claim_on_the_hub_is_found_and_mended_in_one_commit(repo: HfApi,
     assert pushed_card(repo) == right.replace(NOTES, f"{NOTES}Kept.\n")
     history = [each.commit_id for each in repo.list_repo_commits(REPO)]
     assert history[:2] == [document["commit"], head]
-    assert hubtool("card", REPO, "--push", "--json").document == {"repo": REPO, "commit": history[0], "changed": []}
+    again = hubtool("card", REPO, "--push", "--json").document
+    assert again == {"repo": REPO, "commit": history[0], "changed": [], "dry_run": False}
 
 
 def commit(api: HfApi, card: str) -> str:
