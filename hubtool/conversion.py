@@ -110,9 +110,7 @@ def convert_sources(source: Source, targets: Sequence[Target], effort: Effort, w
     return converted
 
 
-def _make_missing(
-    source: Source, targets: Sequence[Target], effort: Effort, watch: Watch
-) -> Mapping[Path, Record]:
+def _make_missing(source: Source, targets: Sequence[Target], effort: Effort, watch: Watch) -> Mapping[Path, Record]:
     """Convert and finish all targets, whose folders are held from the first byte to the record."""
     jobs = effort.affordable_jobs([target.plan for target in targets])
     if jobs < effort.jobs:
@@ -181,8 +179,8 @@ def finish_folder(
     record = _keep_evidence(read_record(folder), make_record(source, target, source_files, published, error_rows))
     if record.source.unverified:
         watch.say(
-            f"{folder}: parts of {len(record.source.unverified)} source files were read straight from the Hub for want of "
-            "room: of their hashes only the Hub's word is recorded; a larger --disk-limit lets them be checked"
+            f"{folder}: parts of {len(record.source.unverified)} source files were read straight from the Hub for want "
+            "of room: of their hashes only the Hub's word is recorded; a larger --disk-limit lets them be checked"
         )
     write_documents_of(folder, record)
     return record

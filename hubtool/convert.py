@@ -10,7 +10,6 @@ more brings to the disk what is written.
 
 import hashlib
 import importlib.metadata
-import os
 import shutil
 import threading
 from collections import Counter
@@ -106,9 +105,7 @@ def check_folder(target: Target, source: Source) -> None:
 def make_origin(plan: Plan, source: Source, error_rows: int = ERROR_ROWS) -> Origin:
     """What decides the bytes that a plan over a source comes to on this machine."""
     backend, mlx = require_backend(), importlib.metadata.version("mlx")
-    return Origin(
-        plan.digest, source_signature(source), BYTE_FORMAT, backend, mlx, error_rows, source.identity.commit
-    )
+    return Origin(plan.digest, source_signature(source), BYTE_FORMAT, backend, mlx, error_rows, source.identity.commit)
 
 
 def begun_error_rows(targets: Sequence[Target], error_rows: int) -> int:

@@ -52,7 +52,10 @@ GPU_JOBS = 2
 
 
 def default_jobs() -> int:
-    """Pieces that are made at once if nobody says: on a CPU one a core, as far as that stays modest. MLX is not loaded."""
+    """Pieces that are made at once if nobody says: on a CPU one a core, as far as that stays modest.
+
+    MLX is not loaded for it.
+    """
     on_gpu = sys.platform == "darwin" or any(_is_installed(name) for name in LINUX_BACKENDS if "cuda" in name)
     return GPU_JOBS if on_gpu else min(MOST_JOBS, _usable_cores())
 

@@ -142,11 +142,11 @@ class PieceMaker:
                     error, energy = self._error_sums(values, stored, step, start)
                     before = sums[number] or (0.0, 0.0)
                     sums[number] = before[0] + error, before[1] + energy
-        for step, output, error_sums in zip(steps, outputs, sums, strict=True):
+        for step, made, error_sums in zip(steps, outputs, sums, strict=True):
             if step.how == "quantize":
-                _refuse_scales(output[1:], step, loaded.weights)
+                _refuse_scales(made[1:], step, loaded.weights)
                 _refuse_overflow(error_sums, loaded.weights)
-        return [Made(*made) for made in zip(outputs, sums, strict=True)]
+        return [Made(arrays, error_sums) for arrays, error_sums in zip(outputs, sums, strict=True)]
 
     def _error_sums(self, values: mx.array, stored: Sequence[mx.array], step: Step, start: int) -> ErrorSums:
         """What quantizing lost on the sample among the rows of a tile that begins with row `start` of the piece."""
@@ -155,7 +155,7 @@ class PieceMaker:
             rows = slice(first, first + ERROR_TILE_ROWS * self._error_rows, self._error_rows)
             sums = squared_error(values[rows], [array[rows] for array in stored], step.format)
             mx.eval(*sums)
-            error, energy = error + sums[0].item(), energy + sums[1].item()
+            error, energy = error + float(sums[0]), energy + float(sums[1])
         return error, energy
 
     def _decode(self, loaded: "_Loaded", rows: slice) -> mx.array:

@@ -20,7 +20,8 @@ from tests.reference import Published, plain
 def bfloat16(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rounded to the eight significant bits that the runtime computes with, half to even."""
     fraction, exponent = np.frexp(values)
-    return np.ldexp(np.rint(fraction * 256) / 256, exponent)
+    rounded: NDArray[np.float64] = np.ldexp(np.rint(fraction * 256) / 256, exponent)
+    return rounded
 
 
 def dequantized(tensors: dict[str, Tensor], module: str, bits: int, group_size: int) -> NDArray[np.float64]:
@@ -68,9 +69,7 @@ def test_error_is_not_recorded_if_it_was_not_measured(sample: Samples, hubtool: 
 
 @pytest.mark.parametrize("every_row", [0, 1, 64])
 @pytest.mark.parametrize("module", ["ffn.switch_mlp.gate_proj", "attn.wq_b"])
-def test_measuring_the_error_stays_within_the_memory_of_a_tile(
-    module: str, every_row: int, published: Samples
-) -> None:
+def test_measuring_the_error_stays_within_the_memory_of_a_tile(module: str, every_row: int, published: Samples) -> None:
     source = open_source(str(published("flash")))
     (plan,) = plan_source(source, ["mixed_3_6"])
     index = next(n for n, step in enumerate(plan.steps) if step.parameter.module.endswith(module))

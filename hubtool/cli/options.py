@@ -66,6 +66,7 @@ recipes_option = click.option(
 
 recipe_option = click.option("--recipe", required=True, metavar="NAME|FILE.toml", help="How the weights are stored.")
 
+
 def _default_jobs(context: click.Context, parameter: click.Parameter, value: int | None) -> int:
     from hubtool.device import default_jobs
 
