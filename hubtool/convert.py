@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hubtool import units
 from hubtool.device import require_backend
 from hubtool.errors import OutputError
@@ -111,9 +113,13 @@ def make_origin(plan: Plan, source: Source, error_rows: int = ERROR_ROWS) -> Ori
 def begun_error_rows(targets: Sequence[Target], error_rows: int) -> int:
     """Every how many-th row's error is measured: as the first run in these folders did, else `error_rows`.
 
+    Measuring can be given up at any time: 0 stays 0.
+
     Raises:
         OutputError: They were begun differently, and a pass has one sample for all.
     """
+    if not error_rows:
+        return 0
     origins = [read_origin(target.folder) for target in targets]
     begun = {origin.error_rows for origin in origins if origin is not None}
     if len(begun) > 1:
@@ -123,6 +129,15 @@ def begun_error_rows(targets: Sequence[Target], error_rows: int) -> int:
             remedy="convert them one at a time",
         )
     return begun.pop() if begun else error_rows
+
+
+def begin_folder(target: Target, source: Source, error_rows: int) -> None:
+    """Write down what a target's folder, which is held, is made from, and every how many-th row's error is measured."""
+    begun = read_origin(target.folder)
+    if begun is None:
+        write_origin(target.folder, make_origin(target.plan, source, error_rows))
+    elif begun.error_rows != error_rows:
+        write_origin(target.folder, msgspec.structs.replace(begun, error_rows=error_rows))
 
 
 def check_disks(source: Source, targets: Sequence[Target]) -> None:
@@ -194,8 +209,7 @@ def convert(
 def _opened(target: Target, source: Source, error_rows: int) -> Iterator["_Folder"]:
     """The state of a target's folder, which is held; what it was before that may have changed."""
     check_folder(target, source)
-    if read_origin(target.folder) is None:
-        write_origin(target.folder, make_origin(target.plan, source, error_rows))
+    begin_folder(target, source, error_rows)
     journal = Journal(target.folder)
     with writing(journal.partial):
         journal.partial.mkdir(exist_ok=True)

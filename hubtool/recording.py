@@ -129,7 +129,8 @@ def record_findings(source: Source, plan: Plan, findings: Findings) -> Record:
     Raises:
         OutputError: What was measured is not what was planned.
     """
-    errors, measurement = _Errors(plan, findings.progress), findings.measurement
+    errors = _Errors(plan, findings.progress if findings.error_rows else None)
+    measurement = findings.measurement
     planned = plan_record(plan, errors)
     problems = list(measurement.disagreements)
     for key in ("nbytes", "parameters", "tensors", "shards", "dtypes"):

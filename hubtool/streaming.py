@@ -30,13 +30,13 @@ from huggingface_hub import HfApi
 
 from hubtool import hub
 from hubtool.conversion import Converted, Effort, Watch
-from hubtool.convert import Target, begun_error_rows, check_folder, make_origin
+from hubtool.convert import Target, begin_folder, begun_error_rows, check_folder
 from hubtool.device import require_backend
 from hubtool.documents import address, write_documents_of
 from hubtool.errors import HubError, VerificationError
 from hubtool.folder import write_documents
 from hubtool.hub_source import HubSource
-from hubtool.journal import STATE_DIR, Progress, locked, read_origin, write_beside, write_origin, writing
+from hubtool.journal import STATE_DIR, Progress, locked, write_beside, writing
 from hubtool.measure import measure_files
 from hubtool.merging import adopt_prose, keep_base
 from hubtool.pieces import ErrorSums, PieceMaker
@@ -106,12 +106,11 @@ class Streaming:
             HubtoolError: Any stage failed; what was sent stays sent, and the same call goes on.
         """
         require_backend()
-        plan, folder = self.target.plan, self.target.folder
+        folder = self.target.folder
         check_folder(self.target, self.source)
         with locked(folder):
-            if read_origin(folder) is None:
-                write_origin(folder, make_origin(plan, self.source, self.effort.error_rows))
             self.effort = replace(self.effort, error_rows=begun_error_rows([self.target], self.effort.error_rows))
+            begin_folder(self.target, self.source, self.effort.error_rows)
             self._state_dir.mkdir(exist_ok=True)
             place = self._prepare()
             with hashing(self.source, folder / STATE_DIR) as begin:

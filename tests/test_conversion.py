@@ -116,6 +116,13 @@ def test_error_is_measured_and_recorded_as_the_run_did_that_began(sample: Sample
     assert file_bytes(out) == file_bytes(whole)
 
 
+def test_measuring_can_be_given_up_in_a_folder_that_was_begun_with_it(sample: Samples, tmp_path: Path) -> None:
+    target = Target(plan_of(sample("mini")), begin(sample("mini"), tmp_path / "out"))
+    (made,) = convert_sources(open_source(str(sample("mini"))), [target], Effort(error_rows=0), QUIET)
+    assert made.record.weight_error is None
+    assert all(component.error is None for component in made.record.plan.components)
+
+
 def test_folders_begun_with_different_samples_are_refused_together(sample: Samples, tmp_path: Path) -> None:
     folders = [begin(sample("mini"), tmp_path / f"{rows}", rows) for rows in (0, 1)]
     targets = [Target(plan_of(sample("mini")), folder) for folder in folders]
