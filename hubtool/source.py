@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -242,6 +243,7 @@ class LocalSource(Checkpoint):
         self.folder = folder
         self._stops = 0
         self._descriptors: dict[str, int] = {}
+        weakref.finalize(self, _close_all, self._descriptors)
         if not _is(Path.is_dir, folder):
             raise SourceError(
                 "no such folder",
@@ -327,8 +329,7 @@ class LocalSource(Checkpoint):
 
     def close(self) -> None:
         """Close the shards that were opened for reading."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        _close_all(self._descriptors)
 
     def _existing(self, name: str) -> Path:
         path = self.folder / name
@@ -340,6 +341,11 @@ class LocalSource(Checkpoint):
 
 
 AGAIN = "fetch the checkpoint again"
+
+
+def _close_all(descriptors: dict[str, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
 
 
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:

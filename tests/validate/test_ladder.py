@@ -20,6 +20,7 @@ from hubtool.card import current_evidence, render_card
 from hubtool.cli.console import Console
 from hubtool.conversion import convert_source
 from hubtool.journal import locked
+from hubtool.locks import held
 from hubtool.measure import measure
 from hubtool.planning import open_source, plan_source
 from hubtool.record import RECORD_FILE, TEST_RESULT_FILE, Evidence, Record, encode_record, is_derived, read_record
@@ -409,7 +410,7 @@ def test_a_file_that_is_touched_while_a_rung_runs_leaves_it_without_a_verdict(fo
 
 
 def test_a_folder_that_another_process_holds_is_not_begun_with(folder: Path, hubtool: CommandLine) -> None:
-    with locked(folder):
+    with held(folder / ".hubtool" / "lock", folder):
         done = hubtool("validate", folder, "--integrity")
     assert (done.code, "another hubtool works on this folder" in done.stderr) == (1, True)
     assert not (folder / ".hubtool" / "integrity.json").exists()
