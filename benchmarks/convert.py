@@ -14,6 +14,10 @@ Each round runs, one after the other and each in a process of its own:
 
 and the medians of the ratios are printed. On a GPU hubtool's kernels decode and quantize whole pieces on the device,
 and `not I/O` is the share of the conversion that the copy does not explain.
+
+One run on two cores of a shared x86-64 machine, mixed_3_6, 2 jobs: `small` 1.36 times the floor and 1.61 times the
+kernels, peak RSS 149 MiB (planned / measured 1.10); one layer of true shapes 1.50 and 1.89 times, 161 MiB (1.12);
+mixed_3_6 and mixed_2_6 in one pass 0.79 of the two runs.
 """
 
 import argparse
