@@ -37,11 +37,12 @@ from hubtool.conversion import Effort
 from hubtool.convert import Target
 from hubtool.http import make_api
 from hubtool.hub import Destination
+from hubtool.identity import Identity
 from hubtool.plan import SHARD_NBYTES, make_plan
 from hubtool.planning import plan_source
 from hubtool.sample import FLASH, published_shards, tokenizer_files, write_documents
 from hubtool.sample.shapes import SampleShape
-from hubtool.source import Checkpoint, Identity
+from hubtool.source import Checkpoint
 from hubtool.streaming import Streaming
 from hubtool.tensors import Header, StoredTensor, encode_header, parse_header
 

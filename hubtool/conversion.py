@@ -15,12 +15,13 @@ from hubtool.convert import ERROR_ROWS, Target, begun_error_rows, check_disks, c
 from hubtool.documents import write_documents_of
 from hubtool.errors import UsageError
 from hubtool.folder import source_metadata, write_documents
+from hubtool.identity import Identity
 from hubtool.journal import STATE_DIR, Journal, Progress, locked
 from hubtool.plan import Plan, peak_nbytes
 from hubtool.provenance import make_statements
 from hubtool.record import FileRecord, Record, read_record
 from hubtool.recording import hashing, make_record
-from hubtool.source import CARD_FILE, Identity, Source, file_sha256
+from hubtool.source import CARD_FILE, Source, file_sha256
 
 
 class Advancing(Protocol):

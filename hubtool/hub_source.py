@@ -14,7 +14,8 @@ from huggingface_hub import HfApi
 from hubtool.downloads import Downloads, Storage, Traffic
 from hubtool.errors import SourceError
 from hubtool.http import HubFile, RepoReader, list_files, make_api, translated
-from hubtool.source import AGAIN, UNKNOWN, Checkpoint, Identity, merge_identity
+from hubtool.identity import UNKNOWN, Identity, merge_identity
+from hubtool.source import AGAIN, Checkpoint
 from hubtool.tensors import Header, header_length, parse_header
 
 HEAD_NBYTES = 512 << 10

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from hubtool.architectures import read_model
 from hubtool.errors import SourceError, UsageError
+from hubtool.identity import UNKNOWN, parse_base_model
 from hubtool.journal import STATE_DIR
 from hubtool.measure import Measurement, measure, measure_files
 from hubtool.plan import Plan, make_plan
 from hubtool.recipe import load_recipe
 from hubtool.record import RECORD_FILE, FileRecord, decode_record, read_record
-from hubtool.source import UNKNOWN, LocalSource, Source, parse_base_model, parse_spec
+from hubtool.source import LocalSource, Source, parse_spec
 
 SOURCE_DIR = "source"
 """Where shards of a repo are fetched to, in the state of the folder that is made of them."""

@@ -127,7 +127,7 @@ class Refusal(Protocol):
 
 
 @pytest.fixture
-def refused(hubtool: CommandLine, tmp_path: Path) -> Refusal:
+def assert_refused(hubtool: CommandLine, tmp_path: Path) -> Refusal:
     """See `Refusal`; `planned` means that only `convert` can notice."""
 
     def check(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hubtool.architectures import Component, read_model
-from hubtool.architectures.deepseek_v4 import published_name
+from hubtool.architectures.names import published_name
 from hubtool.source import LocalSource
 from hubtool.tensors import DTYPE_NBYTES
 from tests.checkpoints import Tensor, copied, edit_json, edit_tensors, read_tensors
@@ -101,9 +101,9 @@ def test_components_cover_the_model(sample: Samples) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["llama", None, 4, "deepseek_v3"])
-def test_another_model_type_is_refused(model_type: object, source: Path, refused: Refusal) -> None:
+def test_another_model_type_is_refused(model_type: object, source: Path, assert_refused: Refusal) -> None:
     edit_json(source / "config.json", _set(model_type=model_type))
-    refused(
+    assert_refused(
         source,
         f"config.json: model_type: another architecture than hubtool converts: found {model_type or 'none'}, "
         "expected deepseek_v4; take a DeepSeek-V4 checkpoint",
@@ -143,9 +143,9 @@ FIELDS = [
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_config_that_lacks_a_field_is_refused(field: str, source: Path, refused: Refusal) -> None:
+def test_config_that_lacks_a_field_is_refused(field: str, source: Path, assert_refused: Refusal) -> None:
     edit_json(source / "config.json", lambda config: config.pop(field))
-    refused(
+    assert_refused(
         source,
         f"config.json: cannot be used: found Object missing required field `{field}`, {FIELDS_EXPECTED}; {AGAIN}",
         recipe="native",
@@ -173,15 +173,15 @@ def test_config_that_lacks_a_field_is_refused(field: str, source: Path, refused:
     ],
 )
 def test_config_with_an_impossible_field_is_refused(
-    fields: dict[str, object], found: str, source: Path, refused: Refusal
+    fields: dict[str, object], found: str, source: Path, assert_refused: Refusal
 ) -> None:
     edit_json(source / "config.json", _set(**fields))
-    refused(source, f"config.json: cannot be used: found {found}, {FIELDS_EXPECTED}; {AGAIN}")
+    assert_refused(source, f"config.json: cannot be used: found {found}, {FIELDS_EXPECTED}; {AGAIN}")
 
 
-def test_config_without_a_ratio_for_each_layer_is_refused(source: Path, refused: Refusal) -> None:
+def test_config_without_a_ratio_for_each_layer_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_json(source / "config.json", _set(compress_ratios=[0, 4]))
-    refused(
+    assert_refused(
         source,
         f"config.json: compress_ratios: too few entries: found 2, expected one for each of 3 layers; {AGAIN}",
     )
@@ -206,10 +206,10 @@ def test_the_shared_expert_has_one_experts_width_whatever_n_shared_experts_says(
     ],
 )
 def test_config_that_contradicts_a_shape_is_refused(
-    fields: dict[str, object], tensor: str, found: list[int], expected: list[int], source: Path, refused: Refusal
+    fields: dict[str, object], tensor: str, found: list[int], expected: list[int], source: Path, assert_refused: Refusal
 ) -> None:
     edit_json(source / "config.json", _set(**fields))
-    refused(source, f"{tensor}: shape contradicts config.json: found {found}, expected {expected}; {AGAIN}")
+    assert_refused(source, f"{tensor}: shape contradicts config.json: found {found}, expected {expected}; {AGAIN}")
 
 
 @pytest.mark.parametrize(
@@ -221,10 +221,10 @@ def test_config_that_contradicts_a_shape_is_refused(
     ids=["fewer layers", "no compressor"],
 )
 def test_tensors_that_the_config_has_no_place_for_are_refused(
-    fields: dict[str, object], where: str, source: Path, refused: Refusal
+    fields: dict[str, object], where: str, source: Path, assert_refused: Refusal
 ) -> None:
     edit_json(source / "config.json", _set(**fields))
-    refused(
+    assert_refused(
         source,
         re.compile(
             rf"{re.escape(where)}\S+: tensor that config\.json has no place for: found would be model\.\S+; {AGAIN}"
@@ -232,37 +232,39 @@ def test_tensors_that_the_config_has_no_place_for_are_refused(
     )
 
 
-def test_more_layers_than_tensors_are_refused(source: Path, refused: Refusal) -> None:
+def test_more_layers_than_tensors_are_refused(source: Path, assert_refused: Refusal) -> None:
     edit_json(source / "config.json", _set(num_hidden_layers=4, compress_ratios=[0, 4, 128, 4]))
-    refused(
+    assert_refused(
         source,
         "layers.3.attn.wq_a.weight: missing tensor: found no tensor in the source makes "
         f"model.layers.3.attn.wq_a.weight, expected [128, 256], as config.json has it; {AGAIN}",
     )
 
 
-def test_more_experts_in_the_config_are_missing_experts(source: Path, refused: Refusal) -> None:
+def test_more_experts_in_the_config_are_missing_experts(source: Path, assert_refused: Refusal) -> None:
     edit_json(source / "config.json", _set(n_routed_experts=5))
-    refused(source, re.compile(r"layers\.0\.ffn\.gate\.weight: shape contradicts config\.json: found .+"))
+    assert_refused(source, re.compile(r"layers\.0\.ffn\.gate\.weight: shape contradicts config\.json: found .+"))
 
 
-def test_weight_without_its_scale_is_refused(source: Path, refused: Refusal) -> None:
+def test_weight_without_its_scale_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_tensors(source, lambda tensors: [tensors.pop(f"{LINEAR}.scale"), tensors.pop(f"{EXPERT}.scale")])
-    refused(
+    assert_refused(
         source,
         f"{LINEAR}.weight: weight without its scale: found F8_E4M3 alone, expected {LINEAR}.scale; {AGAIN}",
     )
 
 
-def test_expert_without_its_scale_is_refused(source: Path, refused: Refusal) -> None:
+def test_expert_without_its_scale_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_tensors(source, lambda tensors: tensors.pop(f"{EXPERT}.scale"))
-    refused(source, f"{EXPERT}.weight: weight without its scale: found I8 alone, expected {EXPERT}.scale; {AGAIN}")
+    assert_refused(
+        source, f"{EXPERT}.weight: weight without its scale: found I8 alone, expected {EXPERT}.scale; {AGAIN}"
+    )
 
 
 @pytest.mark.parametrize("weight", [LINEAR, EXPERT], ids=["linear", "expert"])
-def test_scale_without_its_weight_is_refused(weight: str, source: Path, refused: Refusal) -> None:
+def test_scale_without_its_weight_is_refused(weight: str, source: Path, assert_refused: Refusal) -> None:
     edit_tensors(source, lambda tensors: tensors.pop(f"{weight}.weight"))
-    refused(source, re.compile(rf"{weight}\.weight: missing (tensor|expert 2): found .+, expected .+; .+"))
+    assert_refused(source, re.compile(rf"{weight}\.weight: missing (tensor|expert 2): found .+, expected .+; .+"))
 
 
 @pytest.mark.parametrize(
@@ -270,48 +272,48 @@ def test_scale_without_its_weight_is_refused(weight: str, source: Path, refused:
     [(LINEAR, (1, 1), "[1, 2]"), (EXPERT, (128, 4), "[128, 8]"), (EXPERT, (8, 128), "[128, 8]")],
 )
 def test_scale_of_the_wrong_shape_is_refused(
-    linear: str, shape: tuple[int, int], expected: str, source: Path, refused: Refusal
+    linear: str, shape: tuple[int, int], expected: str, source: Path, assert_refused: Refusal
 ) -> None:
     def reshape(tensors: dict[str, Tensor]) -> None:
         scale = tensors[f"{linear}.scale"]
         tensors[f"{linear}.scale"] = replace(scale, shape=shape, data=bytes(shape[0] * shape[1]))
 
     edit_tensors(source, reshape)
-    refused(
+    assert_refused(
         source,
         f"{linear}.scale: scale of the wrong shape or dtype: found F8_E8M0 {list(shape)}, expected F8_E8M0 {expected}; "
         f"{AGAIN}",
     )
 
 
-def test_scale_of_the_wrong_dtype_is_refused(source: Path, refused: Refusal) -> None:
+def test_scale_of_the_wrong_dtype_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_tensors(
         source, lambda tensors: tensors.update({f"{LINEAR}.scale": replace(tensors[f"{LINEAR}.scale"], dtype="U8")})
     )
-    refused(
+    assert_refused(
         source,
         f"{LINEAR}.scale: scale of the wrong shape or dtype: found U8 [1, 2], expected F8_E8M0 [1, 2]; {AGAIN}",
     )
 
 
-def test_scale_beside_a_plain_weight_is_refused(source: Path, refused: Refusal) -> None:
+def test_scale_beside_a_plain_weight_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_tensors(source, lambda tensors: tensors.update({"head.scale": tensors[f"{LINEAR}.scale"]}))
-    refused(
+    assert_refused(
         source,
         f"head.scale: scale beside a weight that is not encoded: found head.weight is BF16, expected no scale; {AGAIN}",
     )
 
 
-def test_missing_expert_is_refused(source: Path, refused: Refusal) -> None:
+def test_missing_expert_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_tensors(source, lambda tensors: [tensors.pop(f"{EXPERT}.{part}") for part in ("weight", "scale")])
-    refused(
+    assert_refused(
         source,
         f"{EXPERT}.weight: missing expert 2: found no tensor in the source makes "
         f"model.layers.1.ffn.switch_mlp.gate_proj.weight, expected [128, 256], as config.json has it; {AGAIN}",
     )
 
 
-def test_expert_too_many_is_refused(source: Path, refused: Refusal) -> None:
+def test_expert_too_many_is_refused(source: Path, assert_refused: Refusal) -> None:
     extra = "layers.1.ffn.experts.4.w1"
     edit_tensors(
         source,
@@ -319,49 +321,49 @@ def test_expert_too_many_is_refused(source: Path, refused: Refusal) -> None:
             {f"{extra}.{part}": tensors[f"{EXPERT}.{part}"] for part in ("weight", "scale")}
         ),
     )
-    refused(
+    assert_refused(
         source,
         f"{extra}.weight: expert beyond n_routed_experts: found an expert of that number, "
         f"expected 4 experts, the first of which is 0; {AGAIN}",
     )
 
 
-def test_expert_that_is_there_twice_is_refused(source: Path, refused: Refusal) -> None:
+def test_expert_that_is_there_twice_is_refused(source: Path, assert_refused: Refusal) -> None:
     twin = "layers.1.ffn.experts.02.w1.weight"
     edit_tensors(source, lambda tensors: tensors.update({twin: tensors[f"{EXPERT}.weight"]}))
-    refused(
+    assert_refused(
         source,
         f"{twin}: tensor that DeepSeek-V4 does not have: found I8 [128, 128], expected names as deepseek-ai publishes "
         "them; update hubtool, or report the checkpoint",
     )
 
 
-def test_experts_stored_in_different_ways_are_refused(source: Path, refused: Refusal) -> None:
+def test_experts_stored_in_different_ways_are_refused(source: Path, assert_refused: Refusal) -> None:
     def decode_one(tensors: dict[str, Tensor]) -> None:
         del tensors[f"{EXPERT}.scale"]
         weight = tensors[f"{EXPERT}.weight"]
         tensors[f"{EXPERT}.weight"] = replace(weight, dtype="BF16", shape=(128, 256), data=bytes(128 * 256 * 2))
 
     edit_tensors(source, decode_one)
-    refused(
+    assert_refused(
         source,
         "model.layers.1.ffn.switch_mlp.gate_proj.weight: experts of one projection are stored in different ways: "
         f"found fp4 BF16, plain BF16, expected one way; {AGAIN}",
     )
 
 
-def test_missing_tensor_is_refused(source: Path, refused: Refusal) -> None:
+def test_missing_tensor_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_tensors(source, lambda tensors: tensors.pop("norm.weight"))
-    refused(
+    assert_refused(
         source,
         "norm.weight: missing tensor: found no tensor in the source makes model.norm.weight, "
         f"expected [256], as config.json has it; {AGAIN}",
     )
 
 
-def test_unknown_tensor_is_refused(source: Path, refused: Refusal) -> None:
+def test_unknown_tensor_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_tensors(source, lambda tensors: tensors.update({"layers.1.attn.wq_c.weight": tensors["norm.weight"]}))
-    refused(
+    assert_refused(
         source,
         "layers.1.attn.wq_c.weight: tensor that DeepSeek-V4 does not have: found BF16 [256], expected names as "
         "deepseek-ai publishes them; update hubtool, or report the checkpoint",
@@ -379,29 +381,29 @@ def test_unknown_tensor_is_refused(source: Path, refused: Refusal) -> None:
     ],
 )
 def test_dtype_that_a_parameter_cannot_have_is_refused(
-    name: str, dtype: str, expected: str, source: Path, refused: Refusal
+    name: str, dtype: str, expected: str, source: Path, assert_refused: Refusal
 ) -> None:
     def retype(tensors: dict[str, Tensor]) -> None:
         size = math.prod(tensors[name].shape) * DTYPE_NBYTES[dtype]
         tensors[name] = replace(tensors[name], dtype=dtype, data=bytes(size))
 
     edit_tensors(source, retype)
-    refused(
+    assert_refused(
         source,
         f"{name}: dtype that DeepSeek-V4 does not use here: found {dtype}, expected {expected}; "
         f"{AGAIN}, or update hubtool",
     )
 
 
-def test_tensor_without_a_shape_is_refused(source: Path, refused: Refusal) -> None:
+def test_tensor_without_a_shape_is_refused(source: Path, assert_refused: Refusal) -> None:
     name = f"{EXPERT}.weight"
     edit_tensors(source, lambda tensors: tensors.update({name: replace(tensors[name], shape=(), data=b"0")}))
-    refused(source, f"{name}: shape contradicts config.json: found [], expected [128, 256]; {AGAIN}")
+    assert_refused(source, f"{name}: shape contradicts config.json: found [], expected [128, 256]; {AGAIN}")
 
 
-def test_another_architecture_is_refused(source: Path, refused: Refusal) -> None:
+def test_another_architecture_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_json(source / "config.json", _set(architectures=["LlamaForCausalLM"]))
-    refused(
+    assert_refused(
         source,
         "config.json: architectures: another architecture: found LlamaForCausalLM, "
         f"expected DeepseekV4ForCausalLM; {AGAIN}",
@@ -409,9 +411,9 @@ def test_another_architecture_is_refused(source: Path, refused: Refusal) -> None
     )
 
 
-def test_tied_embeddings_have_no_place_for_a_head(source: Path, refused: Refusal) -> None:
+def test_tied_embeddings_have_no_place_for_a_head(source: Path, assert_refused: Refusal) -> None:
     edit_json(source / "config.json", _set(tie_word_embeddings=True))
-    refused(
+    assert_refused(
         source,
         f"head.weight: tensor that config.json has no place for: found would be lm_head.weight; {AGAIN}",
         recipe="native",
@@ -427,9 +429,9 @@ def test_missing_tensors_are_named_as_they_are_published(name: str, sample: Samp
             assert published_name(parameter.path, expert) == part.weight
 
 
-def test_fp8_without_a_block_size_is_refused(source: Path, refused: Refusal) -> None:
+def test_fp8_without_a_block_size_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_json(source / "config.json", lambda config: config.pop("quantization_config"))
-    refused(
+    assert_refused(
         source,
         "config.json: quantization_config: FP8 weights without weight_block_size: found layers.0.attn.wq_a.weight in "
         f"F8_E4M3, expected weight_block_size, [128, 128] say; {AGAIN}",

@@ -91,10 +91,17 @@ def _put(name: str, position: int, byte: int) -> Callable[[dict[str, Tensor]], N
     ],
 )
 def test_nan_in_the_source_stops_the_conversion(
-    recipe: str, name: str, position: int, byte: int, found: str, sample: Samples, tmp_path: Path, refused: Refusal
+    recipe: str,
+    name: str,
+    position: int,
+    byte: int,
+    found: str,
+    sample: Samples,
+    tmp_path: Path,
+    assert_refused: Refusal,
 ) -> None:
     source = edit_tensors(copied(sample("mini"), tmp_path / "source"), _put(name, position, byte))
-    refused(
+    assert_refused(
         source,
         f"{name}: not finite: found {found}; fetch its shard again, or report the checkpoint",
         recipe=recipe,
@@ -127,7 +134,7 @@ def _head_in(mode: str, folder: Path) -> Path:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0x7F81], ids=["inf", "-inf", "nan", "another nan"])
 def test_weight_that_is_not_finite_is_never_quantized(
-    bits: int, mode: str, sample: Samples, tmp_path: Path, refused: Refusal
+    bits: int, mode: str, sample: Samples, tmp_path: Path, assert_refused: Refusal
 ) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         _put("head.weight", 70_000, bits & 255)(tensors)
@@ -135,7 +142,7 @@ def test_weight_that_is_not_finite_is_never_quantized(
 
     source = edit_tensors(copied(sample("mini"), tmp_path / "source"), change)
     found = "a weight that is infinite or NaN in bfloat16"
-    refused(
+    assert_refused(
         source,
         f"head.weight: not finite: found {found}; fetch its shard again, or report the checkpoint",
         recipe=_head_in(mode, tmp_path),
@@ -145,7 +152,7 @@ def test_weight_that_is_not_finite_is_never_quantized(
 
 @pytest.mark.parametrize("recipe", ["mixed_3_6", "bf16"])
 def test_encoded_weight_that_overflows_bfloat16_is_refused(
-    recipe: str, sample: Samples, tmp_path: Path, refused: Refusal
+    recipe: str, sample: Samples, tmp_path: Path, assert_refused: Refusal
 ) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         _put(f"{EXPERT}.scale", 64, 254)(tensors)
@@ -153,7 +160,7 @@ def test_encoded_weight_that_overflows_bfloat16_is_refused(
 
     source = edit_tensors(copied(sample("mini"), tmp_path / "source"), change)
     found = "a weight that is infinite or NaN in bfloat16"
-    refused(
+    assert_refused(
         source,
         f"{EXPERT}.weight: not finite: found {found}; fetch its shard again, or report the checkpoint",
         recipe=recipe,
@@ -174,14 +181,14 @@ def test_weight_that_is_too_large_to_be_squared_is_named_and_the_folder_is_not_s
 
 
 def test_scale_by_which_a_weight_is_read_back_as_infinite_is_refused(
-    sample: Samples, tmp_path: Path, refused: Refusal
+    sample: Samples, tmp_path: Path, assert_refused: Refusal
 ) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         _put("head.weight", 200_000, 0x70)(tensors)
         _put("head.weight", 200_001, 0x7F)(tensors)
 
     source = edit_tensors(copied(sample("mini"), tmp_path / "source"), change)
-    refused(
+    assert_refused(
         source,
         "head.weight: not finite: found a scale of its quantization is infinite or NaN; "
         "fetch its shard again, or report the checkpoint",

@@ -97,9 +97,9 @@ def source(sample: Samples, tmp_path: Path) -> Path:
     return copied(sample("mini"), tmp_path / "source")
 
 
-def test_source_without_a_card_is_refused(source: Path, refused: Refusal) -> None:
+def test_source_without_a_card_is_refused(source: Path, assert_refused: Refusal) -> None:
     (source / "README.md").unlink()
-    refused(
+    assert_refused(
         source,
         "source: source without a license: found no README.md, "
         f"expected a README.md whose front matter names the license; {ASK}",
@@ -112,9 +112,9 @@ def test_source_without_a_card_is_refused(source: Path, refused: Refusal) -> Non
     ["# A model\n", "---\nlanguage: en\n---\n# A model\n", "---\nlicense:\n---\n", "license: mit\n"],
     ids=["no front matter", "no license", "empty license", "license in the text"],
 )
-def test_source_without_a_license_is_refused(card: str, source: Path, refused: Refusal) -> None:
+def test_source_without_a_license_is_refused(card: str, source: Path, assert_refused: Refusal) -> None:
     (source / "README.md").write_text(card)
-    refused(
+    assert_refused(
         source,
         "README.md: source without a license: found front matter without `license`, expected `license: ...`; " + ASK,
         planned=True,
@@ -135,10 +135,10 @@ def test_card_whose_front_matter_cannot_be_read_is_refused(
 
 @pytest.mark.parametrize(("language", "found"), [("[en, no]", "False"), ("no", "False"), ("[en, 7]", "7")])
 def test_language_that_yaml_reads_as_no_text_is_refused(
-    language: str, found: str, source: Path, refused: Refusal
+    language: str, found: str, source: Path, assert_refused: Refusal
 ) -> None:
     (source / "README.md").write_text(f"---\nlicense: mit\nlanguage: {language}\n---\n")
-    refused(
+    assert_refused(
         source,
         f"README.md: language: front matter that is not text: found {found}, expected a string or a list of strings; "
         "YAML reads no, yes and numbers as something else: put it in quotes in the source's card",
@@ -146,9 +146,11 @@ def test_language_that_yaml_reads_as_no_text_is_refused(
     )
 
 
-def test_metadata_that_the_hub_would_refuse_is_refused_before_the_work(source: Path, refused: Refusal) -> None:
+def test_metadata_that_the_hub_would_refuse_is_refused_before_the_work(source: Path, assert_refused: Refusal) -> None:
     (source / "README.md").write_text("---\nlicense: mine\n---\n")
-    refused(source, re.compile(r"README.md of the source: the Hub would refuse the card's metadata: .*"), planned=True)
+    assert_refused(
+        source, re.compile(r"README.md of the source: the Hub would refuse the card's metadata: .*"), planned=True
+    )
 
 
 def test_license_and_language_are_carried_and_nothing_else(source: Path, hubtool: CommandLine, tmp_path: Path) -> None:

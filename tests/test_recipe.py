@@ -202,15 +202,15 @@ REFUSED = {
 
 @pytest.mark.parametrize("text,sentence", REFUSED.values(), ids=REFUSED)
 def test_recipe_that_cannot_be_used_is_refused(
-    text: str, sentence: str, sample: Samples, refused: Refusal, tmp_path: Path
+    text: str, sentence: str, sample: Samples, assert_refused: Refusal, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.toml").write_text(text)
-    refused(sample("narrow"), re.compile(sentence, re.DOTALL), recipe=tmp_path / "mine.toml", code=2)
+    assert_refused(sample("narrow"), re.compile(sentence, re.DOTALL), recipe=tmp_path / "mine.toml", code=2)
 
 
-def test_recipe_that_is_no_text_is_refused(sample: Samples, refused: Refusal, tmp_path: Path) -> None:
+def test_recipe_that_is_no_text_is_refused(sample: Samples, assert_refused: Refusal, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_bytes(b'summary = "\xff"')
-    refused(
+    assert_refused(
         sample("mini"),
         re.compile(r"mine\.toml: not TOML: found .+; mend the file"),
         recipe=tmp_path / "mine.toml",
@@ -219,9 +219,9 @@ def test_recipe_that_is_no_text_is_refused(sample: Samples, refused: Refusal, tm
 
 
 @pytest.mark.parametrize("name", ["mixed_9_9", "", "../recipes/native"])
-def test_name_of_no_recipe_is_refused(name: str, sample: Samples, refused: Refusal) -> None:
+def test_name_of_no_recipe_is_refused(name: str, sample: Samples, assert_refused: Refusal) -> None:
     found = f"found {name}, " if name else ""
-    refused(
+    assert_refused(
         sample("mini"),
         f"--recipe: no such recipe: {found}expected {', '.join(NAMES)}; "
         "take one of these, or a file that ends in .toml",
@@ -230,9 +230,9 @@ def test_name_of_no_recipe_is_refused(name: str, sample: Samples, refused: Refus
     )
 
 
-def test_absent_recipe_file_is_refused(sample: Samples, refused: Refusal, tmp_path: Path) -> None:
+def test_absent_recipe_file_is_refused(sample: Samples, assert_refused: Refusal, tmp_path: Path) -> None:
     path = tmp_path / "absent.toml"
-    refused(
+    assert_refused(
         sample("mini"),
         f"{path}: no such recipe file: found nothing, expected a TOML file; check the path",
         recipe=path,

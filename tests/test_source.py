@@ -9,14 +9,8 @@ from typing import Any
 import pytest
 
 from hubtool.errors import SourceError, UsageError
-from hubtool.source import (
-    Identity,
-    LocalSource,
-    file_sha256,
-    merge_identity,
-    observe_identity,
-    parse_base_model,
-)
+from hubtool.identity import Identity, merge_identity, observe_identity, parse_base_model
+from hubtool.source import LocalSource, file_sha256
 from tests.checkpoints import INDEX_FILE, copied, edit_json, edit_tensors, file_bytes, read_tensors, write_shard
 from tests.fixtures import CommandLine, Refusal, Samples
 
@@ -45,20 +39,20 @@ def test_absent_folder_is_refused(tmp_path: Path, hubtool: CommandLine) -> None:
     assert outcome.stderr == f"Error: {tmp_path / 'absent'}: no such folder: {ABSENT}\n"
 
 
-def test_missing_shard_is_refused(source: Path, refused: Refusal) -> None:
+def test_missing_shard_is_refused(source: Path, assert_refused: Refusal) -> None:
     (source / SHARD).unlink()
-    refused(source, f"{SHARD}: missing file: found nothing in source, expected a file; {AGAIN}")
+    assert_refused(source, f"{SHARD}: missing file: found nothing in source, expected a file; {AGAIN}")
 
 
-def test_missing_config_is_refused(source: Path, refused: Refusal) -> None:
+def test_missing_config_is_refused(source: Path, assert_refused: Refusal) -> None:
     (source / "config.json").unlink()
-    refused(source, f"config.json: missing file: found nothing in source, expected a file; {AGAIN}")
+    assert_refused(source, f"config.json: missing file: found nothing in source, expected a file; {AGAIN}")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000], ids=["cut", "a list", "deep"])
-def test_config_that_is_no_json_object_is_refused(text: str, source: Path, refused: Refusal) -> None:
+def test_config_that_is_no_json_object_is_refused(text: str, source: Path, assert_refused: Refusal) -> None:
     (source / "config.json").write_text(text)
-    refused(
+    assert_refused(
         source,
         re.compile(
             r"config\.json: not (JSON: found .+, expected JSON|a JSON object: found list, expected an object); fetch .+"
@@ -71,91 +65,91 @@ def test_config_that_is_no_json_object_is_refused(text: str, source: Path, refus
     [('"hidden_size": 256, "hidden_size": 128', "hidden_size"), ('"rms_norm_eps": NaN', "NaN is not a number of JSON")],
 )
 def test_config_that_says_a_thing_twice_or_no_number_is_refused(
-    field: str, found: str, source: Path, refused: Refusal
+    field: str, found: str, source: Path, assert_refused: Refusal
 ) -> None:
     path = source / "config.json"
     path.write_text(f"{path.read_text().rstrip().removesuffix('}')}, {field}}}")
-    refused(source, re.compile(rf"config\.json: .+: found {found}, expected .+; {AGAIN}"))
+    assert_refused(source, re.compile(rf"config\.json: .+: found {found}, expected .+; {AGAIN}"))
 
 
-def test_config_with_a_number_beyond_all_bounds_is_refused(source: Path, refused: Refusal) -> None:
+def test_config_with_a_number_beyond_all_bounds_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_json(source / "config.json", lambda config: config.update(bos_token_id=0))
     text = (source / "config.json").read_text()
     (source / "config.json").write_text(text.replace('"bos_token_id": 0', f'"bos_token_id": {"9" * 5000}'))
-    refused(source, re.compile(rf"config\.json: not JSON: found .+, expected JSON; {AGAIN}"))
+    assert_refused(source, re.compile(rf"config\.json: not JSON: found .+, expected JSON; {AGAIN}"))
 
 
-def test_name_that_stands_twice_in_the_index_is_refused(source: Path, refused: Refusal) -> None:
+def test_name_that_stands_twice_in_the_index_is_refused(source: Path, assert_refused: Refusal) -> None:
     path = source / INDEX_FILE
     path.write_text(path.read_text().replace('"weight_map": {', f'"weight_map": {{"{NORM}": "{SHARD}", ', 1))
-    refused(source, f"{INDEX_FILE}: a name stands twice: found {NORM}, expected each name once; {AGAIN}")
+    assert_refused(source, f"{INDEX_FILE}: a name stands twice: found {NORM}, expected each name once; {AGAIN}")
 
 
-def test_file_name_that_no_system_takes_is_a_missing_file(source: Path, refused: Refusal) -> None:
+def test_file_name_that_no_system_takes_is_a_missing_file(source: Path, assert_refused: Refusal) -> None:
     name = f"{'x' * 300}.safetensors"
     edit_json(source / INDEX_FILE, _place(NORM, name))
-    refused(source, f"{name}: missing file: found nothing in source, expected a file; {AGAIN}")
+    assert_refused(source, f"{name}: missing file: found nothing in source, expected a file; {AGAIN}")
 
 
-def test_index_that_is_none_is_refused(source: Path, refused: Refusal) -> None:
+def test_index_that_is_none_is_refused(source: Path, assert_refused: Refusal) -> None:
     (source / INDEX_FILE).write_text('{"weight_map": {"a": 1}}')
-    refused(
+    assert_refused(
         source,
         re.compile(rf"{INDEX_FILE}: not a safetensors index: found .+, expected an object with weight_map; {AGAIN}"),
     )
 
 
-def test_index_that_names_an_absent_file_is_refused(source: Path, refused: Refusal) -> None:
+def test_index_that_names_an_absent_file_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_json(source / INDEX_FILE, _place(NORM, "model-00099-of-00006.safetensors"))
-    refused(
+    assert_refused(
         source,
         f"model-00099-of-00006.safetensors: missing file: found nothing in source, expected a file; {AGAIN}",
     )
 
 
 @pytest.mark.parametrize("file", ["../outside.safetensors", "/outside.safetensors", "..", "", "a/b", "a\\b", "a/../b"])
-def test_index_that_points_outside_its_folder_is_refused(file: str, source: Path, refused: Refusal) -> None:
+def test_index_that_points_outside_its_folder_is_refused(file: str, source: Path, assert_refused: Refusal) -> None:
     secret = source.parent / "outside.safetensors"
     secret.write_bytes((source / SHARD).read_bytes())
     edit_json(source / INDEX_FILE, _place(NORM, file))
     found = f"found {file or 'an empty name'}, "
-    refused(
+    assert_refused(
         source,
         f"{INDEX_FILE}: names a file outside its folder: {found}expected a plain file name; "
         "do not use this checkpoint: its index is not one that the Hub's tools write",
     )
 
 
-def test_index_that_names_the_wrong_shard_is_refused(source: Path, refused: Refusal) -> None:
+def test_index_that_names_the_wrong_shard_is_refused(source: Path, assert_refused: Refusal) -> None:
     other = "model-00001-of-00006.safetensors"
     edit_json(source / INDEX_FILE, _place(NORM, other))
-    refused(
+    assert_refused(
         source,
         f"{NORM}: is not where the index says: found {SHARD}, expected {other}; {AGAIN}",
     )
 
 
-def test_index_that_names_an_absent_tensor_is_refused(source: Path, refused: Refusal) -> None:
+def test_index_that_names_an_absent_tensor_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_json(source / INDEX_FILE, _place("layers.9.norm.weight", SHARD))
-    refused(
+    assert_refused(
         source,
         f"layers.9.norm.weight: is not where the index says: found no such tensor, expected {SHARD}; {AGAIN}",
     )
 
 
-def test_tensor_that_the_index_lacks_is_refused(source: Path, refused: Refusal) -> None:
+def test_tensor_that_the_index_lacks_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_json(source / INDEX_FILE, lambda index: index["weight_map"].pop(NORM))
-    refused(source, f"{NORM}: is not in the index: found in {SHARD}, expected in {INDEX_FILE}; {AGAIN}")
+    assert_refused(source, f"{NORM}: is not in the index: found in {SHARD}, expected in {INDEX_FILE}; {AGAIN}")
 
 
-def test_name_in_two_shards_is_refused(source: Path, refused: Refusal) -> None:
+def test_name_in_two_shards_is_refused(source: Path, assert_refused: Refusal) -> None:
     first = "model-00001-of-00006.safetensors"
     tensors = read_tensors(source)
     write_shard(
         source / first,
         {name: tensor for name, tensor in tensors.items() if tensor.file == first} | {NORM: tensors[NORM]},
     )
-    refused(source, f"{NORM}: stands in two shards: found {first} and {SHARD}, expected one; {AGAIN}")
+    assert_refused(source, f"{NORM}: stands in two shards: found {first} and {SHARD}, expected one; {AGAIN}")
 
 
 def test_single_file_without_an_index_is_a_checkpoint(source: Path, hubtool: CommandLine) -> None:

@@ -67,44 +67,46 @@ def source(sample: Samples, tmp_path: Path) -> Path:
     return copied(sample("mini"), tmp_path / "source")
 
 
-def test_truncated_shard_is_refused(source: Path, refused: Refusal) -> None:
+def test_truncated_shard_is_refused(source: Path, assert_refused: Refusal) -> None:
     nbytes = (source / SHARD).stat().st_size
     os.truncate(source / SHARD, nbytes - 100)
-    refused(
+    assert_refused(
         source,
         f"{SHARD}: file is truncated: found {nbytes - 100} bytes, expected {nbytes} bytes; fetch this file again",
     )
 
 
-def test_shard_with_bytes_after_its_tensors_is_refused(source: Path, refused: Refusal) -> None:
+def test_shard_with_bytes_after_its_tensors_is_refused(source: Path, assert_refused: Refusal) -> None:
     nbytes = (source / SHARD).stat().st_size
     os.truncate(source / SHARD, nbytes + 1)
-    refused(
+    assert_refused(
         source,
         f"{SHARD}: file has bytes after its last tensor: found {nbytes + 1} bytes, expected {nbytes} bytes; "
         "fetch this file again",
     )
 
 
-def test_empty_shard_is_refused(source: Path, refused: Refusal) -> None:
+def test_empty_shard_is_refused(source: Path, assert_refused: Refusal) -> None:
     (source / SHARD).write_bytes(b"")
-    refused(source, f"{SHARD}: not a safetensors file: found 0 bytes, expected at least 8; fetch this file again")
+    assert_refused(
+        source, f"{SHARD}: not a safetensors file: found 0 bytes, expected at least 8; fetch this file again"
+    )
 
 
-def test_header_longer_than_the_file_is_refused(source: Path, refused: Refusal) -> None:
+def test_header_longer_than_the_file_is_refused(source: Path, assert_refused: Refusal) -> None:
     nbytes = (source / SHARD).stat().st_size
     _announce(source / SHARD, nbytes)
-    refused(
+    assert_refused(
         source,
         f"{SHARD}: header is longer than the file: found a header of {nbytes} bytes, expected at most {nbytes - 8}; "
         "fetch this file again",
     )
 
 
-def test_header_over_100_mb_is_refused_unread(source: Path, refused: Refusal) -> None:
+def test_header_over_100_mb_is_refused_unread(source: Path, assert_refused: Refusal) -> None:
     _announce(source / SHARD, 100_000_001)
     os.truncate(source / SHARD, 200_000_000)
-    refused(
+    assert_refused(
         source,
         f"{SHARD}: header is too long: found 100000001 bytes, expected at most 100000000; fetch this file again",
     )
@@ -117,13 +119,13 @@ def _announce(path: Path, nbytes: int) -> None:
 
 
 @pytest.mark.parametrize("escaped", [False, True])
-def test_duplicate_names_are_refused(escaped: bool, source: Path, refused: Refusal) -> None:
+def test_duplicate_names_are_refused(escaped: bool, source: Path, assert_refused: Refusal) -> None:
     header, data = split_shard(source / SHARD)
     name, entry = next(item for item in json.loads(header).items() if item[0] != "__metadata__")
     again = json.dumps(entry).replace("data_offsets", r"data\u005foffsets") if escaped else json.dumps(entry)
     doubled = header.rstrip()[:-1] + f", {json.dumps(name)}: {again}}}".encode()
     write_raw(source / SHARD, doubled, data)
-    refused(
+    assert_refused(
         source, f"{SHARD}: duplicate name in the header: found {name}, expected each name once; fetch this file again"
     )
 
@@ -131,9 +133,9 @@ def test_duplicate_names_are_refused(escaped: bool, source: Path, refused: Refus
 @pytest.mark.parametrize(
     "header", [b"[]", b"{", b'{"a": \xff}', b'{"a":' * 100_000], ids=["list", "cut", "utf-8", "deep"]
 )
-def test_header_that_is_no_json_object_is_refused(header: bytes, source: Path, refused: Refusal) -> None:
+def test_header_that_is_no_json_object_is_refused(header: bytes, source: Path, assert_refused: Refusal) -> None:
     write_raw(source / SHARD, header, b"")
-    refused(
+    assert_refused(
         source,
         re.compile(rf"{re.escape(SHARD)}: header is not a JSON object: found .+; fetch this file again", re.DOTALL),
     )
@@ -150,18 +152,18 @@ def _shift(nbytes: int) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-def test_overlapping_ranges_are_refused(source: Path, refused: Refusal) -> None:
+def test_overlapping_ranges_are_refused(source: Path, assert_refused: Refusal) -> None:
     begin, before = _place_of(NORM, source)
     edit_header(source / SHARD, _shift(-2))
     start = 8 + len(split_shard(source / SHARD)[0])
-    refused(
+    assert_refused(
         source,
         f"{SHARD}: {NORM}: byte range overlaps {before}: found begins at {start + begin - 2}, "
         f"expected {start + begin}; fetch this file again",
     )
 
 
-def test_hole_between_ranges_is_refused(source: Path, refused: Refusal) -> None:
+def test_hole_between_ranges_is_refused(source: Path, assert_refused: Refusal) -> None:
     begin, before = _place_of(NORM, source)
 
     def move_the_rest(header: dict[str, Any]) -> None:
@@ -171,7 +173,7 @@ def test_hole_between_ranges_is_refused(source: Path, refused: Refusal) -> None:
 
     edit_header(source / SHARD, move_the_rest)
     start = 8 + len(split_shard(source / SHARD)[0])
-    refused(
+    assert_refused(
         source,
         f"{SHARD}: {NORM}: byte range leaves a hole after {before}: found begins at {start + begin + 8}, "
         f"expected {start + begin}; fetch this file again",
@@ -191,16 +193,18 @@ def _place_of(name: str, source: Path) -> tuple[int, str]:
     [([-512, 0], "[-512, 0]"), ([0, 511], "[0, 511]"), ([512, 0], "[512, 0]")],
     ids=["negative", "short", "backwards"],
 )
-def test_range_that_does_not_fit_is_refused(offsets: list[int], found: str, source: Path, refused: Refusal) -> None:
+def test_range_that_does_not_fit_is_refused(
+    offsets: list[int], found: str, source: Path, assert_refused: Refusal
+) -> None:
     edit_header(source / SHARD, lambda header: header[NORM].update(data_offsets=offsets))
-    refused(
+    assert_refused(
         source,
         f"{SHARD}: {NORM}: byte range does not fit the tensor: found {found}, expected 512 bytes for BF16 [256]; "
         "fetch this file again",
     )
 
 
-def test_range_beyond_the_file_is_refused(source: Path, refused: Refusal) -> None:
+def test_range_beyond_the_file_is_refused(source: Path, assert_refused: Refusal) -> None:
     header, data = split_shard(source / SHARD)
     last = max(json.loads(header).items(), key=lambda item: item[1].get("data_offsets", [0, 0])[1])[0]
 
@@ -213,16 +217,16 @@ def test_range_beyond_the_file_is_refused(source: Path, refused: Refusal) -> Non
     header = split_shard(source / SHARD)[0]
     end = json.loads(header)[last]["data_offsets"][1]
     start = 8 + len(header)
-    refused(
+    assert_refused(
         source,
         f"{SHARD}: file is truncated: found {start + len(data)} bytes, expected {start + end} bytes; "
         "fetch this file again",
     )
 
 
-def test_unknown_dtype_is_refused(source: Path, refused: Refusal) -> None:
+def test_unknown_dtype_is_refused(source: Path, assert_refused: Refusal) -> None:
     edit_header(source / SHARD, lambda header: header[NORM].update(dtype="F6_E3M2"))
-    refused(
+    assert_refused(
         source,
         f"{SHARD}: {NORM}: unknown dtype: found F6_E3M2, expected one of {', '.join(DTYPE_NBYTES)}; "
         "update hubtool, or fetch this file again",

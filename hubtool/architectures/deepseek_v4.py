@@ -3,22 +3,18 @@
 The names come from `PUBLISHED_NAMES` of the runtime file, read as data: this module does not import MLX.
 """
 
-import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
 
 from hubtool.architectures.model import Component, Dropped, Encoding, Model, Parameter, Part
+from hubtool.architectures.names import Found, map_names, published_name
 from hubtool.errors import SourceError
 from hubtool.tensors import TensorSpec
-
-RUNTIME_FILE = Path(__file__).parent.parent / "runtime" / "deepseek_v4.py"
 
 ARCHITECTURE = "DeepseekV4ForCausalLM"
 
@@ -110,14 +106,6 @@ class _Slot:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(slots=True)
-class _Found:
-    """What the source has for one MLX path: published names by expert index (None outside the experts)."""
-
-    weights: dict[int | None, str] = field(default_factory=dict)
-    scales: dict[int | None, str] = field(default_factory=dict)
-
-
 def read_model(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Model:
     """The MLX model of a DeepSeek-V4 checkpoint, from config.json and the tensors' names, dtypes and shapes.
 
@@ -126,7 +114,7 @@ def read_model(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> 
             another shape or dtype; a tensor is left over that is not a multi-token prediction stage's.
     """
     fields = _read_config(config)
-    found, unmapped = _map_names(tensors)
+    found, unmapped = map_names(tensors)
     parameters = []
     for slot in _slots(fields):
         parameters.append(_parameter(slot, found.pop(slot.path, None), tensors, fields))
@@ -204,79 +192,6 @@ def _read_config(config: Mapping[str, Any]) -> Config:
     return fields
 
 
-@cache
-def published_names() -> tuple[tuple[re.Pattern[str], str], ...]:
-    """(pattern of the published name, replacement that is the MLX name), in order; the first match wins."""
-    tree = ast.parse(RUNTIME_FILE.read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "PUBLISHED_NAMES":
-            return tuple((re.compile(pattern, re.ASCII), name) for pattern, name in ast.literal_eval(node.value))
-    raise AssertionError("the runtime file holds PUBLISHED_NAMES")
-
-
-_INDEX = re.compile(r"\.([0-9]+)(?=\.)")
-_STAND_INS = ("90001", "90002")
-"""Indices that stand for a name's first and second index while its wording is looked up."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Wording:
-    """What all published names of one wording have in common, `layers.N.ffn.experts.N.w1.weight` say.
-
-    Attributes:
-        path: MLX path with `{0}` and `{1}` for the first and second index.
-        expert: Which index is the expert's, None outside the experts.
-        is_scale: Whether it is the scale of the weight at `path`.
-    """
-
-    path: str
-    expert: int | None
-    is_scale: bool
-
-
-def _map_names(tensors: Mapping[str, TensorSpec]) -> tuple[dict[str, _Found], list[str]]:
-    """Published names by MLX path, and the names that have none.
-
-    Which pattern fits depends on a name's words alone, so patterns are tried once for each wording.
-    """
-    wordings: dict[tuple[str, ...], _Wording | None] = {}
-    found: dict[str, _Found] = defaultdict(_Found)
-    unmapped = []
-    for name in tensors:
-        pieces = _INDEX.split(name)
-        words, indices = tuple(pieces[::2]), pieces[1::2]
-        if words not in wordings:
-            wordings[words] = _read_wording(words)
-        wording = wordings[words]
-        # Two spellings of one number would be two tensors in one place.
-        if wording is None or any(len(index) > 1 and index[0] == "0" for index in indices):
-            unmapped.append(name)
-            continue
-        entry = found[wording.path.format(*indices)]
-        expert = None if wording.expert is None else int(indices[wording.expert])
-        (entry.scales if wording.is_scale else entry.weights)[expert] = name
-    return found, unmapped
-
-
-def _read_wording(words: tuple[str, ...]) -> _Wording | None:
-    indices = _STAND_INS[: len(words) - 1]
-    if len(indices) < len(words) - 1:
-        return None
-    name = words[0] + "".join(f".{index}{word}" for index, word in zip(indices, words[1:], strict=True))
-    for pattern, replacement in published_names():
-        if match := pattern.fullmatch(name):
-            groups = match.groupdict()
-            path = match.expand(replacement)
-            is_scale = groups.get("param") == "scale"
-            if is_scale:
-                path = path.removesuffix("scale") + "weight"
-            for position, index in enumerate(indices):
-                path = path.replace(index, f"{{{position}}}")
-            expert = groups.get("expert")
-            return _Wording(path, None if expert is None else indices.index(expert), is_scale)
-    return None
-
-
 def _slots(c: Config) -> Iterator[_Slot]:
     """Every parameter in the order of the files: embedding, layers, hc_head, norm, lm_head."""
     vocabulary = (c.vocab_size, c.hidden_size)
@@ -350,8 +265,8 @@ def _hc_slots(c: Config, module: str, mixes: int, scales: int, layer: int | None
     yield _Slot(module, "scale", (scales,), Component.REST, layer)
 
 
-def _parameter(slot: _Slot, found: _Found | None, tensors: Mapping[str, TensorSpec], c: Config) -> Parameter:
-    found = found or _Found()
+def _parameter(slot: _Slot, found: Found | None, tensors: Mapping[str, TensorSpec], c: Config) -> Parameter:
+    found = found or Found()
     stacked = slot.component is Component.ROUTED_EXPERTS
     keys: list[int | None] = [*range(slot.shape[0])] if stacked else [None]
     extra = next((found.weights[key] for key in found.weights.keys() - set(keys)), None)
@@ -418,25 +333,6 @@ def _raise_missing(slot: _Slot, expert: int | None) -> None:
         expected=f"{list(slot.shape if expert is None else slot.shape[1:])}, as config.json has it",
         remedy=_AGAIN,
     )
-
-
-def published_name(path: str, expert: int | None = None) -> str:
-    """The published name of the weight at an MLX path, of one expert's where it is stacked."""
-    layer = next(iter(re.findall(r"layers\.(\d+)\.", path)), "0")
-    for pattern, _ in published_names():
-        for name in _spelled(pattern.pattern, {"layer": layer, "expert": str(expert), "param": "weight"}):
-            if (match := pattern.fullmatch(name)) and match.expand(dict(published_names())[pattern]) == path:
-                return name
-    return path
-
-
-def _spelled(pattern: str, values: Mapping[str, str]) -> list[str]:
-    """The names that a pattern stands for: its groups at their values, or at each of their alternatives."""
-    names = [""]
-    for literal, group, choices in re.findall(r"((?:[^()])*)(?:\(\?P<(\w+)>([^()]*)\))?", pattern):
-        options = [values[group]] if group in values else choices.split("|")
-        names = [name + literal + option for name in names for option in options]
-    return [name.replace("\\", "") for name in names]
 
 
 def _check_part(

@@ -13,13 +13,14 @@ from hubtool.convert import Target, convert
 from hubtool.errors import HubError, SourceError, UsageError
 from hubtool.folder import output_index
 from hubtool.hub_source import HEAD_NBYTES, HubSource
+from hubtool.identity import Identity
 from hubtool.journal import Journal
 from hubtool.plan import make_plan
 from hubtool.planning import open_source, plan_source
 from hubtool.recipe import load_recipe
 from hubtool.rehearsal import RehearsalHub
 from hubtool.rehearsal.faults import Answer, Fault, Faults
-from hubtool.source import INDEX_FILE, Identity, LocalSource, parse_spec
+from hubtool.source import INDEX_FILE, LocalSource, parse_spec
 from hubtool.tensors import TensorSpec, encode_header
 from tests.checkpoints import file_bytes
 from tests.fixtures import QUIET, CommandLine, Conversions
