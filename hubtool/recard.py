@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 import hubtool
-from hubtool.card import Unread, Unrecorded, check_card, describe_unrecorded, read_prose, render_card
+from hubtool.card import Unread, Unrecorded, check_card, describe_unrecorded, find_change, read_prose, render_card
 from hubtool.errors import HubError, OutputError, SourceError, VerificationError
 from hubtool.http import list_files, make_api, translated
 from hubtool.hub import Destination
@@ -345,12 +345,15 @@ def push_card(api: HfApi, opened: Opened, templates: Path | None = None, *, dry_
 
 
 def _require_true(opened: Opened) -> None:
-    """Raise VerificationError if a card of this record would say what is not so."""
-    if opened.disagreements:
+    """Raise VerificationError if a card of this record would say what is not so, of the repo too."""
+    problems = list(opened.disagreements)
+    if change := find_change(opened.record):
+        problems.append(change.detail)  # of this folder's files: the repo's may be as they were
+    if problems:
         raise VerificationError(
             "record and bytes disagree",
             where=opened.name,
-            found="; ".join(opened.disagreements),
+            found="; ".join(problems),
             remedy="publish the folder again with `hubtool upload`",
         )
 

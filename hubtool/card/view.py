@@ -182,6 +182,11 @@ def _source(record: Record) -> Section:
     if source.files:
         nbytes = sum(file.nbytes for file in source.files)
         facts.append(("Files read", f"{units.format_count(len(source.files))}, {units.format_nbytes(nbytes)}"))
+    if source.unverified:
+        names = ", ".join(code(name) for name in source.unverified)
+        facts.append(
+            ("Hashes not checked", f"{names}: read in part straight from the Hub, whose word their SHA-256 is")
+        )
     if source.encodings:
         published = "; ".join(
             f"{units.format_count(size)} parameters in {_ENCODINGS.get(name, escape(name))}"

@@ -1,6 +1,7 @@
 """The command line: one file a command; here they are put together, and errors become exit codes."""
 
 import os
+import shlex
 import signal
 import sys
 from types import FrameType
@@ -99,7 +100,8 @@ def run(arguments: list[str]) -> int:
         context_console.error("not done: the question was not answered with yes")
         return HubtoolError.exit_code
     except KeyboardInterrupt:
-        context_console.error("interrupted; what is done is kept: run the same command again and it goes on")
+        again = shlex.join(["hubtool", *arguments])
+        context_console.error(f"interrupted; what is done is kept: run the same command again and it goes on: {again}")
         return InterruptedByUser.exit_code
 
 

@@ -281,6 +281,18 @@ def test_a_copy_of_another_repo_is_found_and_not_pushed(repo: HfApi, folder: Pat
     assert (refused.code, said in refused.stderr) == (1, True)
 
 
+def test_damage_of_the_folder_is_not_told_of_the_repo(repo: HfApi, folder: Path, hubtool: CommandLine) -> None:
+    (shard,) = folder.glob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert hubtool("validate", folder, "--integrity").code == 1
+    head = repo.model_info(REPO).sha
+    refused = hubtool("card", folder, "--push")
+    assert (refused.code, "record and bytes disagree" in refused.stderr) == (1, True)
+    assert repo.model_info(REPO).sha == head
+
+
 def test_a_folder_with_other_files_than_the_repo_pushes_nothing(
     repo: HfApi, folder: Path, hubtool: CommandLine
 ) -> None:

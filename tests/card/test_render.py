@@ -266,3 +266,11 @@ def test_metadata_comes_from_the_allow_list(flash: Record) -> None:
     assert card.startswith("---\nlicense: other\nlicense_name: deepseek\nlicense_link: LICENSE\nlibrary_name: mlx\n")
     assert "theirs" not in card
     assert f"base_model: {BASE}\nbase_model_relation: quantized\n" in card
+
+
+def test_card_says_which_hashes_of_the_source_nobody_has_checked(flash: Record) -> None:
+    assert "Hashes not checked" not in render_card(flash)
+    name = flash.source.files[-1].name
+    source = msgspec.structs.replace(flash.source, unverified=(name,))
+    card = render_card(msgspec.structs.replace(flash, source=source))
+    assert f"| Hashes not checked | `{name}`: read in part straight from the Hub" in card
