@@ -12,8 +12,8 @@ runtime is faster. Three rounds take about 6 minutes on two cores.
 `bandwidth` is the share of the memory bandwidth, as a large copy reaches it, that reading the weights of a decoded
 token alone takes: it says how much of a step is not overhead, and means something where a model outgrows the caches.
 
-One run on two cores of a shared x86-64 machine, mlx 0.32.4 (cpu): prefill 6.65 times mlx-vlm's tokens a second,
-decoding 6.07 times, bandwidth 29.5 %.
+One run on two cores of a shared x86-64 machine, mlx 0.32.4 (cpu): prefill 6.89 times mlx-vlm's tokens a second,
+decoding 6.03 times, bandwidth 28.3 %.
 """
 
 import argparse
