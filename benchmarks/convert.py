@@ -37,8 +37,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hubtool.plan import Step
-from hubtool.planning import open_source, plan_source
+from hubtool.checkpoint.open import open_source
+from hubtool.plan.plan import Step, plan_source
 from hubtool.sample import FLASH, SMALL, write_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,8 +127,8 @@ def plain_kernels() -> Callable[[Step, int], None]:
     """Makes a piece at once: published bytes by a table of 256, times the scales, then quantized."""
     import mlx.core as mx
 
-    from hubtool.decode import E2M1_VALUES
-    from hubtool.quantize import quantize
+    from hubtool.convert.decode import E2M1_VALUES
+    from hubtool.convert.quantize import quantize
 
     def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
         return (values.view(np.uint32) >> 16).astype(np.uint16)
@@ -160,9 +160,9 @@ def own_kernels() -> Callable[[Step, int], None]:
     """Makes a piece as hubtool does, tile by tile."""
     import mlx.core as mx
 
-    from hubtool import decode
-    from hubtool.pieces import tiles
-    from hubtool.quantize import quantize
+    from hubtool.convert import decode
+    from hubtool.convert.piece import tiles
+    from hubtool.convert.quantize import quantize
 
     random, scales = published_bytes(), np.full(8 * MIB, 120, np.uint8)
     index, decoded = np.empty(32 * MIB, np.uint16), np.empty(32 * MIB, np.uint32)

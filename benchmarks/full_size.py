@@ -32,19 +32,17 @@ from pathlib import Path
 
 import numpy as np
 
+from hubtool.checkpoint.identity import Identity
+from hubtool.checkpoint.source import Checkpoint
+from hubtool.checkpoint.tensors import Header, StoredTensor, encode_header, parse_header
 from hubtool.cli.console import Console
-from hubtool.conversion import Effort
-from hubtool.convert import Target
-from hubtool.http import make_api
-from hubtool.hub import Destination
-from hubtool.identity import Identity
-from hubtool.plan import SHARD_NBYTES, make_plan
-from hubtool.planning import plan_source
+from hubtool.convert.job import Effort, Target
+from hubtool.hub.client import make_api
+from hubtool.hub.destination import Destination
+from hubtool.plan.plan import SHARD_NBYTES, make_plan, plan_source
+from hubtool.release.stream import Streaming
 from hubtool.sample import FLASH, published_shards, tokenizer_files, write_documents
 from hubtool.sample.shapes import SampleShape
-from hubtool.source import Checkpoint
-from hubtool.streaming import Streaming
-from hubtool.tensors import Header, StoredTensor, encode_header, parse_header
 
 ROOT = Path(__file__).resolve().parent.parent
 REPO = "rehearsal/DeepSeek-V4-Flash-mixed_3_6"

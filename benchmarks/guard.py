@@ -14,9 +14,9 @@ import subprocess
 import sys
 import time
 
+from hubtool.guard.guard import Limits, run_guarded
 from hubtool.units import MB
-from hubtool.validate.guard import Limits, run_guarded
-from hubtool.validate.worker import high_water_nbytes
+from hubtool.worker.worker import high_water_nbytes
 
 HOG = """
 import os, signal, sys, time

@@ -42,12 +42,13 @@ def finished_folder(work: Path, nbytes: int) -> None:
     """A finished folder whose one shard is replaced by one of `nbytes` random bytes, and recorded so."""
     import numpy as np
 
+    from hubtool.checkpoint.open import open_source
+    from hubtool.checkpoint.tensors import TensorSpec, encode_header
     from hubtool.cli.console import Console
-    from hubtool.conversion import convert_source
-    from hubtool.planning import open_source, plan_source
+    from hubtool.convert.convert import convert_source
+    from hubtool.plan.plan import plan_source
     from hubtool.record import RECORD_FILE, read_record
     from hubtool.sample import TINY, write_sample
-    from hubtool.tensors import TensorSpec, encode_header
 
     source = open_source(str(write_sample(work / "source", TINY)), "someone/DeepSeek-V4-sample")
     (plan,) = plan_source(source, ["native"])

@@ -24,6 +24,13 @@ PICTURE_FILES = (f"{ASSETS_PREFIX}bits.png", f"{ASSETS_PREFIX}bytes.png", f"{ASS
 DERIVED_FILES = (RECORD_FILE, CARD_FILE, PROVENANCE_FILE, TEST_RESULT_FILE, SIGNATURE_FILE, *PICTURE_FILES)
 """What hubtool makes of a record; other files in the folder of pictures are the publisher's own."""
 
+CARRIED_KEYS = ("license", "license_name", "license_link", "language")
+"""What the source's card says that the new card may say too. Never its evaluation results, gating or new_version."""
+
+Rung = Literal["integrity", "load", "smoke", "smoke-streamed"]
+RUNGS: tuple[Rung, ...] = ("integrity", "load", "smoke", "smoke-streamed")
+"""The ladder of validation, cheapest first."""
+
 Outcome = Literal["passed", "failed", "refused_preflight", "aborted_by_guard", "not_run"]
 EvidenceKind = Literal["measured", "stated"]
 Knowledge = Literal["observed", "stated"]

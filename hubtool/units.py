@@ -92,3 +92,21 @@ def format_seconds(seconds: float) -> str:
     if seconds >= 60:
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+MEMORY_SIZES = (16, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
+"""Unified memory of Macs, in the vendor's GB (which are GiB)."""
+
+USABLE_SHARE = 0.72
+"""Share of unified memory that weights and cache may take: Metal recommends a working set of at most three quarters
+of it, and activations need some of that."""
+
+
+def usable_nbytes(size: int) -> int:
+    """Bytes that weights and cache may take on a machine of `size` vendor's GB."""
+    return int(size * GIB * USABLE_SHARE)
+
+
+def fits(nbytes: int, size: int) -> bool:
+    """Whether weights and cache of `nbytes` leave a machine of `size` vendor's GB room to run."""
+    return nbytes <= usable_nbytes(size)

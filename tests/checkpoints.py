@@ -12,8 +12,8 @@ from typing import Any
 
 import safetensors
 
+from hubtool.checkpoint.tensors import encode_header
 from hubtool.sample import SHARD_METADATA, TINY, SampleShape, published_shards, write_documents
-from hubtool.tensors import encode_header
 
 INDEX_FILE = "model.safetensors.index.json"
 

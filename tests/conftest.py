@@ -24,4 +24,4 @@ settings.register_profile(
 )
 settings.load_profile("deterministic")
 
-pytest_plugins = ("tests.fixtures",)
+pytest_plugins = ("tests.fixtures", "tests.publisher")

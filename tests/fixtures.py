@@ -14,11 +14,11 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils._http import default_client_factory
 
 from hubtool import cli
+from hubtool.checkpoint.open import open_source
 from hubtool.cli.console import Console
-from hubtool.conversion import convert_source
-from hubtool.http import make_api
-from hubtool.plan import Plan
-from hubtool.planning import open_source, plan_source
+from hubtool.convert.convert import convert_source
+from hubtool.hub.client import make_api
+from hubtool.plan.plan import Plan, plan_source
 from hubtool.record import Record
 from hubtool.rehearsal import RehearsalHub
 from hubtool.sample import BASE_LIKE, FLASH, OTHER, PRO, PRO_LIKE, R0731_LIKE, TINY, write_sample

@@ -4,11 +4,11 @@ The record's values become words and figures here; the templates lay them out an
 """
 
 from hubtool.card.check import check_card
-from hubtool.card.measured import Unread, Unrecorded, describe_unrecorded
+from hubtool.card.claims import current_evidence, describe_status, find_change
 from hubtool.card.metadata import card_metadata, check_publishable
 from hubtool.card.prose import find_prose_fault, read_prose
 from hubtool.card.render import render_card
-from hubtool.card.validation import current_evidence, describe_status, find_change
+from hubtool.card.unrecorded import Unread, Unrecorded, describe_unrecorded
 
 __all__ = [
     "Unread",

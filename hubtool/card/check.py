@@ -10,12 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from hubtool.card.foreign import find_fault
-from hubtool.card.measured import Unrecorded
-from hubtool.card.older import older_lines
+from hubtool.card.html_faults import find_fault
+from hubtool.card.old_wording import older_lines
 from hubtool.card.prose import is_marker, read_prose, without_prose
 from hubtool.card.render import render_card
-from hubtool.hubrules import read_metadata, split_card
+from hubtool.card.unrecorded import Unrecorded
+from hubtool.hub.rules import read_metadata, split_card
 from hubtool.record import Record
 
 

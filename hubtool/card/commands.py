@@ -5,10 +5,10 @@ import re
 import shlex
 
 from hubtool import units
+from hubtool.card.claims import current_evidence, describe_versions, known
 from hubtool.card.markdown import code, fenced, link
 from hubtool.card.tables import Section
-from hubtool.card.validation import current_evidence, describe_versions, known
-from hubtool.hubrules import is_repo_id
+from hubtool.hub.rules import is_repo_id
 from hubtool.record import RECORD_FILE, Evidence, Record
 from hubtool.resources import recipes_dir
 

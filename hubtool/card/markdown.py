@@ -4,7 +4,7 @@ import html
 import re
 from urllib.parse import quote
 
-from hubtool.hubrules import is_repo_id
+from hubtool.hub.rules import is_repo_id
 
 HUB = "https://huggingface.co"
 

@@ -6,11 +6,8 @@ from typing import Any
 import yaml
 
 from hubtool.errors import SourceError, UsageError
-from hubtool.hubrules import check_metadata, is_repo_id
-from hubtool.record import Record
-
-CARRIED_KEYS = ("license", "license_name", "license_link", "language")
-"""What the source's card says that the new card may say too. Never its evaluation results, gating or new_version."""
+from hubtool.hub.rules import check_metadata, is_repo_id
+from hubtool.record import CARRIED_KEYS, Record
 
 PIPELINE_TAG = "text-generation"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"

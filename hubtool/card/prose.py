@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from hubtool.card.foreign import Fault, find_fault
+from hubtool.card.html_faults import Fault, find_fault
 from hubtool.errors import OutputError
 
 _BEGIN = re.compile(r"^<!-- hubtool:prose ([a-z][a-z0-9-]*) -->$", re.MULTILINE)

@@ -11,11 +11,11 @@ from typing import Any
 import jinja2
 
 import hubtool
-from hubtool.card.measured import Unrecorded
 from hubtool.card.prose import insert_prose
+from hubtool.card.unrecorded import Unrecorded
 from hubtool.card.view import view_record, view_unrecorded
 from hubtool.errors import UsageError
-from hubtool.hubrules import split_card
+from hubtool.hub.rules import split_card
 from hubtool.record import Record
 from hubtool.resources import templates_dir
 

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from hubtool import machines, units
+from hubtool import units
+from hubtool.card.claims import current_evidence, describe_machine, describe_nbytes, describe_versions
 from hubtool.card.markdown import code, escape
-from hubtool.card.validation import current_evidence, describe_machine, describe_nbytes, describe_versions
 from hubtool.record import ComponentRecord, Evidence, MeasuredRecord, Record
 
 NOT_RECORDED = "not recorded"
 
 Section = dict[str, Any]
 
-SHOWN_SIZES = tuple(size for size in machines.MEMORY_SIZES if size >= 64)
+SHOWN_SIZES = tuple(size for size in units.MEMORY_SIZES if size >= 64)
 """Machines that the card's table names; smaller ones too where they hold the model."""
 
 _DTYPES = {
@@ -36,7 +36,7 @@ def machine_table(record: Record) -> Section | None:
     if not cache:
         return None
     needed = [weights + each.nbytes for each in cache]
-    holding = [size for size in machines.MEMORY_SIZES if machines.fits(needed[0], size)]
+    holding = [size for size in units.MEMORY_SIZES if units.fits(needed[0], size)]
     least = min([SHOWN_SIZES[0], *holding])
     streamed = [
         item
@@ -50,13 +50,13 @@ def machine_table(record: Record) -> Section | None:
         "needed": [describe_nbytes(nbytes) for nbytes in needed],
         "rows": [
             (
-                f"{size} GB ({units.format_gib(machines.usable_nbytes(size))} usable)",
-                ["yes" if machines.fits(nbytes, size) else "no" for nbytes in needed],
+                f"{size} GB ({units.format_gib(units.usable_nbytes(size))} usable)",
+                ["yes" if units.fits(nbytes, size) else "no" for nbytes in needed],
             )
-            for size in machines.MEMORY_SIZES
+            for size in units.MEMORY_SIZES
             if size >= least
         ],
-        "share": f"{machines.USABLE_SHARE:.0%}",
+        "share": f"{units.USABLE_SHARE:.0%}",
         "smallest": f"{holding[0]} GB" if holding else None,
         "shortest": f"{cache[0].tokens // 1024}k tokens",
         "streamed": [_streamed(item) for item in streamed],

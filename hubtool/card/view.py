@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping
 
 from hubtool import units
+from hubtool.card.claims import Status, current_evidence, describe_nbytes, describe_rows, describe_status, known
 from hubtool.card.commands import citation_section, loaded_with, reproduce_section, run_section
 from hubtool.card.markdown import code, escape, link
-from hubtool.card.measured import Unrecorded
 from hubtool.card.metadata import card_metadata, dump_metadata
 from hubtool.card.prose import block
 from hubtool.card.tables import (
@@ -17,7 +17,7 @@ from hubtool.card.tables import (
     recipe_section,
     total_rows,
 )
-from hubtool.card.validation import Status, current_evidence, describe_nbytes, describe_rows, describe_status, known
+from hubtool.card.unrecorded import Unrecorded
 from hubtool.record import PICTURE_FILES, MeasuredRecord, Record, SiblingRecord
 
 SECTIONS = (

@@ -19,11 +19,12 @@ from hubtool.cli import (
     publish,
     recipes,
     rehearse,
-    release,
     sample,
+    status,
     upload,
     validate,
     verify,
+    withdraw,
 )
 from hubtool.cli.console import Console
 from hubtool.errors import HubtoolError, InterruptedByUser
@@ -52,10 +53,10 @@ for module in (
     sample,
     rehearse,
     doctor,
+    status,
+    withdraw,
 ):
     cli.add_command(module.command)
-for command in (release.status, release.withdraw):
-    cli.add_command(command)
 
 
 def main() -> None:
@@ -107,7 +108,7 @@ def run(arguments: list[str]) -> int:
 
 def _explain(error: ImportError, console: Console) -> int:
     """Say which extra is not installed, or what is wrong with MLX's backend; any other ImportError is raised."""
-    from hubtool.device import require_backend
+    from hubtool.convert.device import require_backend
 
     extra = EXTRAS.get((error.name or "").partition(".")[0])
     if extra:

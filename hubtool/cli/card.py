@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import click
 
 from hubtool.cli.console import Console
+from hubtool.cli.destination import confirm, dry_run_option, open_hub
 from hubtool.cli.options import FOLDER, source_argument, with_console, yes_option
-from hubtool.cli.target import confirm, dry_run_option, open_hub
 from hubtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from hubtool.recard import Opened
+    from hubtool.release.card import Opened
 
 
 @click.command("card")
@@ -32,31 +32,31 @@ def command(
 
     The README.md of a folder that hubtool made is written. Any other card is printed; --push commits a repo's.
     """
-    from hubtool import recard
+    from hubtool.release import card as cards
 
     _check_options(mode, plots=plots, dry_run=dry_run)
-    opened = recard.open_card(source, open_hub())
+    opened = cards.open_card(source, open_hub())
     if plots:
-        from hubtool.plots import draw
+        from hubtool.card.pictures import draw
 
         pictures = draw(opened.record)
-        opened = recard.with_pictures(opened, pictures)
+        opened = cards.with_pictures(opened, pictures)
         if mode != "diff":
-            recard.write_pictures(opened, pictures)
+            cards.write_pictures(opened, pictures)
     if mode == "check":
         return _check(console, opened, templates)
     if mode == "push":
         return _push(console, opened, templates, dry_run=dry_run, yes=yes)
-    card = recard.make_card(opened, templates)
+    card = cards.make_card(opened, templates)
     if mode == "diff":
-        change = recard.diff(opened, card)
+        change = cards.diff(opened, card)
         console.answer({"target": opened.name, "diff": change}, lambda: change.rstrip("\n") or "no change")
     elif mode == "preview":
         _preview(console, opened, card)
     elif not opened.writable:
         console.answer({"target": opened.name, "card": card}, lambda: card.rstrip("\n"))
     else:
-        changed = recard.write_card(opened, card)
+        changed = cards.write_card(opened, card)
         for problem in opened.disagreements:
             console.say(f"but the card may not be true: {problem}")
         document = {"target": opened.name, "changed": list(changed)}
@@ -72,9 +72,9 @@ def _check_options(mode: str | None, *, plots: bool, dry_run: bool) -> None:
 
 
 def _check(console: Console, opened: "Opened", templates: Path | None) -> int:
-    from hubtool import recard
+    from hubtool.release import card as cards
 
-    checked = recard.check(opened, templates)
+    checked = cards.check(opened, templates)
     problems = list(checked.problems)
     document = {
         "target": opened.name,
@@ -90,12 +90,12 @@ def _check(console: Console, opened: "Opened", templates: Path | None) -> int:
 
 
 def _push(console: Console, opened: "Opened", templates: Path | None, *, dry_run: bool, yes: bool) -> int:
-    from hubtool import recard
+    from hubtool.release import card as cards
 
     api = open_hub()
     if not dry_run:
         confirm(console, api.endpoint, opened.name if opened.folder is None else opened.record.repo or "", yes=yes)
-    pushed = recard.push_card(api, opened, templates, dry_run=dry_run)
+    pushed = cards.push_card(api, opened, templates, dry_run=dry_run)
     document = {"repo": pushed.repo, "commit": pushed.commit, "changed": list(pushed.names), "dry_run": dry_run}
     what = ", ".join(pushed.names) or "nothing to change"
     note = "; nothing was written" if dry_run else ""
@@ -106,7 +106,7 @@ def _push(console: Console, opened: "Opened", templates: Path | None, *, dry_run
 def _preview(console: Console, opened: "Opened", card: str) -> None:
     import webbrowser
 
-    from hubtool.preview import inline, write_preview
+    from hubtool.release.preview import inline, write_preview
 
     remote = f"{open_hub().endpoint}/{opened.name}/resolve/{opened.commit}"
     address = inline(opened.folder) if opened.folder else lambda name: f"{remote}/{name}"

@@ -14,7 +14,7 @@ from hubtool import units
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
-    from hubtool.conversion import Advancing
+    from hubtool.progress import Advancing
 
 PROGRESS_SECONDS = 1.0
 """How often progress is written as JSON lines."""
@@ -41,7 +41,7 @@ class Console:
 
         A line is a JSON object, with the time in UTC.
         """
-        from hubtool.journal import STATE_DIR
+        from hubtool.files.whole import STATE_DIR
 
         self._log = folder / STATE_DIR / "log"
         self._unlogged.append(self._stamped({"command": ["hubtool", *sys.argv[1:]]}))

@@ -20,7 +20,8 @@ from hubtool.cli.options import (
 from hubtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from hubtool.conversion import Converted, Effort
+    from hubtool.convert.convert import Converted
+    from hubtool.convert.job import Effort
 
 
 @click.command("convert")
@@ -45,9 +46,10 @@ def command(
     keep_source: bool,
 ) -> None:
     """Convert a checkpoint into a folder that is ready to publish, or into several at once."""
-    from hubtool.conversion import convert_sources
-    from hubtool.convert import Target
-    from hubtool.planning import open_source, plan_source
+    from hubtool.checkpoint.open import open_source
+    from hubtool.convert.convert import convert_sources
+    from hubtool.convert.job import Target
+    from hubtool.plan.plan import plan_source
 
     if (out is None) == (out_root is None) or (out and len(recipes) > 1):
         raise UsageError("needs --out for one recipe, or --out-root for several", found=f"{len(recipes)} recipes")

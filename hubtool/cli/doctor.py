@@ -12,7 +12,7 @@ from hubtool.cli.console import Console, table
 from hubtool.cli.options import parse_size, with_console
 
 if TYPE_CHECKING:
-    from hubtool.doctor import Diagnosis
+    from hubtool.validate.doctor import Diagnosis
     from hubtool.validate.needs import Needs
 
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 @with_console
 def command(console: Console, source: str | None, recipe: str | None, memory_limit: int | None) -> int:
     """Tell what this machine can do, and what of a folder or a planned conversion it can validate, and why not more."""
-    from hubtool.doctor import diagnose
-    from hubtool.validate.guard import Limits
+    from hubtool.guard.guard import Limits
+    from hubtool.validate.doctor import diagnose
     from hubtool.validate.ladder import default_limit
 
     limits = Limits(memory_limit or default_limit())
@@ -50,14 +50,15 @@ def command(console: Console, source: str | None, recipe: str | None, memory_lim
 def _needs(source: str, recipe: str | None) -> tuple["Needs", int]:
     """What the model in question needs: a finished folder's, or that of a plan, which needs disk too."""
     from hubtool.cli.evidence import require_record
-    from hubtool.doctor import needs_of_plan
+    from hubtool.validate.doctor import needs_of_plan
     from hubtool.validate.ladder import DEFAULT_TOKENS
     from hubtool.validate.needs import needs_of_folder
 
     if recipe is None:
         return needs_of_folder(Path(source), require_record(Path(source)), DEFAULT_TOKENS), 0
-    from hubtool.planning import open_source, plan_source
-    from hubtool.recording import plan_record
+    from hubtool.checkpoint.open import open_source
+    from hubtool.convert.record import plan_record
+    from hubtool.plan.plan import plan_source
 
     (plan,) = plan_source(open_source(source), [recipe])
     return needs_of_plan(plan, plan_record(plan).cache, DEFAULT_TOKENS), plan.disk_nbytes

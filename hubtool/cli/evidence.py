@@ -123,7 +123,7 @@ def _find_changed(folder: Path, record: "Record") -> str | None:
 
 def _require_private(evidence: Evidence) -> None:
     """Raise UsageError if a statement holds what must not be published."""
-    from hubtool.privacy import read_identity, scan_text
+    from hubtool.release.privacy import read_identity, scan_text
 
     texts = msgspec.json.format(msgspec.json.encode(evidence), indent=1).decode()
     found = [f"path {word!r} in --command" for word in evidence.command.split() if _is_path(word)]
@@ -134,8 +134,8 @@ def _require_private(evidence: Evidence) -> None:
 
 def _is_path(word: str) -> bool:
     """Whether a word of a command line, or the value of its option, is a path and not `ORG/NAME[@REVISION]`."""
-    from hubtool.hubrules import is_repo_id
-    from hubtool.source import HUB_PREFIX
+    from hubtool.checkpoint.source import HUB_PREFIX
+    from hubtool.hub.rules import is_repo_id
 
     value = word.rpartition("=")[2].strip("'\"")
     return "/" in value and not is_repo_id(value.removeprefix(HUB_PREFIX).partition("@")[0])
@@ -206,9 +206,10 @@ def add_evidence(folder: Path, evidence: Sequence[Evidence], *, wait: bool = Fal
     Raises:
         OutputError: Another process holds the folder, and this one is not to wait.
     """
-    from hubtool.journal import locked, write_beside
-    from hubtool.recard import Opened, make_card, write_card
+    from hubtool.files.lock import locked
+    from hubtool.files.whole import write_beside
     from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, encode_record
+    from hubtool.release.card import Opened, make_card, write_card
 
     with locked(folder, wait=wait):
         record = require_record(folder)

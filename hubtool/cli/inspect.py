@@ -16,7 +16,7 @@ def command(console: Console, source: str) -> int:
 
     Of a repo on the Hub no weights are fetched.
     """
-    from hubtool.planning import inspect_source
+    from hubtool.checkpoint.inspect import inspect_source
 
     measurement = inspect_source(source)
     facts = measurement.facts

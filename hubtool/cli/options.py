@@ -83,7 +83,7 @@ recipe_option = click.option("--recipe", required=True, metavar="NAME|FILE.toml"
 
 
 def _default_jobs(context: click.Context, parameter: click.Parameter, value: int | None) -> int:
-    from hubtool.device import default_jobs
+    from hubtool.convert.device import default_jobs
 
     return default_jobs() if value is None else value
 
@@ -117,8 +117,7 @@ def effort_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(*arguments: Any, jobs: int, memory_limit: int | None, measure_error: str, **values: Any) -> Any:
-        from hubtool.conversion import Effort
-        from hubtool.convert import ERROR_ROWS
+        from hubtool.convert.job import ERROR_ROWS, Effort
 
         rows = {"sample": ERROR_ROWS, "full": 1, "off": 0}[measure_error]
         return command(*arguments, effort=Effort(jobs, memory_limit, rows), **values)
@@ -130,7 +129,7 @@ def effort_options(command: Command) -> Command:
 
 def check_repo(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """The repo that an option or argument names, in a form that the Hub allows."""
-    from hubtool.hubrules import is_repo_id
+    from hubtool.hub.rules import is_repo_id
 
     if value is not None and not is_repo_id(value):
         raise click.BadParameter(f"{value!r} is not ORG/NAME as the Hub allows it.", context, parameter)

@@ -10,8 +10,8 @@ from hubtool.cli.console import Console, table
 from hubtool.cli.options import base_model_option, jobs_option, recipes_option, source_argument, with_console
 
 if TYPE_CHECKING:
-    from hubtool.plan import Plan
-    from hubtool.source import Source
+    from hubtool.checkpoint.source import Source
+    from hubtool.plan.plan import Plan
 
 
 @click.command("plan")
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @with_console
 def command(console: Console, source: str, recipes: tuple[str, ...], base_model: str | None, jobs: int) -> None:
     """Foretell sizes, bits and shards, from config.json and headers alone."""
-    from hubtool.planning import open_source, plan_source
+    from hubtool.checkpoint.open import open_source
+    from hubtool.plan.plan import plan_source
 
     opened = open_source(source, base_model)
     plans = plan_source(opened, recipes)

@@ -9,6 +9,7 @@ import click
 
 from hubtool.cli.console import Console
 from hubtool.cli.convert import converted_document, converted_text
+from hubtool.cli.destination import confirm, destination_options, dry_run_option, open_hub, rehearsal
 from hubtool.cli.options import (
     EXISTING_FILE,
     FOLDER,
@@ -18,18 +19,16 @@ from hubtool.cli.options import (
     with_console,
     yes_option,
 )
-from hubtool.cli.target import confirm, destination_options, dry_run_option, open_hub, rehearsal
 from hubtool.cli.upload import outlook_document, outlook_text, release_document, release_text
 from hubtool.errors import UsageError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-    from hubtool.conversion import Effort
-    from hubtool.hub import Destination
-    from hubtool.record import Evidence
-    from hubtool.release import Release
-    from hubtool.releases import Rung
+    from hubtool.convert.job import Effort
+    from hubtool.hub.destination import Destination
+    from hubtool.record import Evidence, Rung
+    from hubtool.release.publish import Release
 
 RELEASE_SUFFIX = ".toml"
 
@@ -92,8 +91,9 @@ def command(
         return
     if recipe is None or to is None:
         raise UsageError("needs --recipe and --to", where=source, remedy="give both, or a release in a .toml file")
-    from hubtool.planning import open_source, plan_source
-    from hubtool.release import check_before
+    from hubtool.checkpoint.open import open_source
+    from hubtool.plan.plan import plan_source
+    from hubtool.release.publish import check_before
 
     folder = folder or Path(to.repo.rpartition("/")[2])
     console.log_to(folder)
@@ -171,10 +171,10 @@ class _Run:
         self._effort = effort
 
     def publish(self) -> None:
-        from hubtool.conversion import convert_sources
-        from hubtool.convert import Target
-        from hubtool.release import addressed, foresee, publish_folder
-        from hubtool.signing import sign
+        from hubtool.convert.convert import convert_sources
+        from hubtool.convert.job import Target
+        from hubtool.release.publish import addressed, foresee, publish_folder
+        from hubtool.release.signing import sign
 
         console = self._hub.console
         self._hub.confirm([self._to.repo])
@@ -188,8 +188,8 @@ class _Run:
             self._answer(publish_folder(api, converted, self._to, console))
 
     def stream(self) -> None:
-        from hubtool.convert import Target
-        from hubtool.streaming import Streaming
+        from hubtool.convert.job import Target
+        from hubtool.release.stream import Streaming
 
         self._hub.confirm([self._to.repo])
         target = Target(self._plan, self._folder)
@@ -198,8 +198,8 @@ class _Run:
             self._answer(streaming.publish())
 
     def look(self) -> None:
-        from hubtool.convert import Target
-        from hubtool.release import look
+        from hubtool.convert.job import Target
+        from hubtool.release.publish import look
 
         target = Target(self._plan, self._folder)
         with self._hub.open(self._folder) as api:
@@ -233,7 +233,8 @@ def _refuse_options(release: str) -> None:
 
 
 def _publish_release(hub: _Hub, path: Path, effort: "Effort") -> None:
-    from hubtool.releases import load_release, publish_release
+    from hubtool.release.file import load_release
+    from hubtool.release.publish import publish_release
 
     release = load_release(path)
     hub.confirm([variant.destination.repo for variant in release.variants])
@@ -245,7 +246,8 @@ def _publish_release(hub: _Hub, path: Path, effort: "Effort") -> None:
 
 
 def _look_at_release(hub: _Hub, path: Path) -> None:
-    from hubtool.releases import load_release, look_at_release
+    from hubtool.release.file import load_release
+    from hubtool.release.publish import look_at_release
 
     release = load_release(path)
     with hub.open(release.out) as api:
@@ -260,7 +262,7 @@ def _validator(console: Console) -> Any:
 
     def validate(folder: Path, rungs: Sequence["Rung"]) -> Sequence["Evidence"]:
         from hubtool.cli.evidence import add_evidence, require_record
-        from hubtool.validate.guard import Limits
+        from hubtool.guard.guard import Limits
         from hubtool.validate.ladder import Request, default_limit
         from hubtool.validate.ladder import validate as climb
 

@@ -11,7 +11,7 @@ from hubtool.cli.options import with_console
 @with_console
 def command(console: Console, name: str | None) -> None:
     """List the recipes, or explain one (a name, or a file that ends in .toml)."""
-    from hubtool.recipe import load_recipe, recipe_names
+    from hubtool.plan.recipe import load_recipe, recipe_names
 
     if name is None:
         recipes = [load_recipe(each) for each in recipe_names()]

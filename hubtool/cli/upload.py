@@ -8,13 +8,14 @@ import msgspec
 
 from hubtool import units
 from hubtool.cli.console import Console
+from hubtool.cli.destination import confirm, destination_options, dry_run_option, open_hub
 from hubtool.cli.options import FOLDER, with_console, yes_option
-from hubtool.cli.target import confirm, destination_options, dry_run_option, open_hub
 from hubtool.errors import RecordError, UsageError
 
 if TYPE_CHECKING:
-    from hubtool.hub import Destination, Outlook
-    from hubtool.release import Release
+    from hubtool.hub.destination import Destination
+    from hubtool.hub.upload import Outlook
+    from hubtool.release.publish import Release
 
 
 @click.command("upload")
@@ -27,9 +28,9 @@ def command(console: Console, folder: Path, to: "Destination | None", *, dry_run
     """Publish a finished folder in one commit, verify it, and tag it."""
     if to is None:
         raise UsageError("needs --to", remedy="say where to, as --to ORG/NAME")
-    from hubtool.conversion import Converted
+    from hubtool.convert.convert import Converted
     from hubtool.record import RECORD_FILE, read_record
-    from hubtool.release import look_at_folder, publish_folder
+    from hubtool.release.publish import look_at_folder, publish_folder
 
     record = read_record(folder) if folder.is_dir() else None
     if record is None:

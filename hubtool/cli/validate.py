@@ -65,8 +65,8 @@ def command(
     Without a step named, all that this machine can do safely, cheapest first. Whatever runs the model runs in a process
     of its own, which is stopped when it takes more memory than it may.
     """
-    from hubtool.validate.events import RUNGS
-    from hubtool.validate.guard import Limits
+    from hubtool.guard.guard import Limits
+    from hubtool.record import RUNGS
     from hubtool.validate.ladder import Request, default_limit, validate
 
     console.log_to(folder)
@@ -84,7 +84,7 @@ def command(
 
 def _free_stage(console: Console, folder: Path) -> "Stage":
     """The console's stage, which begins only when no other process holds the folder."""
-    from hubtool.journal import locked
+    from hubtool.files.lock import locked
 
     def stage(name: str, nbytes: int) -> AbstractContextManager[Callable[[int, str], None]]:
         with locked(folder):

@@ -6,8 +6,8 @@ import click
 
 from hubtool import units
 from hubtool.cli.console import Console
+from hubtool.cli.destination import open_hub
 from hubtool.cli.options import EXISTING_FILE, FOLDER, repo_argument, with_console
-from hubtool.cli.target import open_hub
 from hubtool.errors import UsageError
 
 
@@ -31,14 +31,16 @@ def command(
     Headers are read in part from the Hub and compared with config, index, record and card. A folder is compared too,
     if one is given. No weights are fetched.
     """
-    from hubtool import hub, recard
-    from hubtool.source import HUB_PREFIX
+    from hubtool.checkpoint.source import HUB_PREFIX
+    from hubtool.hub.patience import PatientHub
+    from hubtool.hub.verify import verify
+    from hubtool.release import card as cards
 
     if public_key is not None:
         _verify_signature(folder, public_key)
     api = open_hub()
-    result = hub.verify(hub.PatientHub(api, say=console.say), repo, revision=revision, folder=folder)
-    checked = recard.check(recard.open_card(f"{HUB_PREFIX}{repo}@{result.commit}", api), templates)
+    result = verify(PatientHub(api, say=console.say), repo, revision=revision, folder=folder)
+    checked = cards.check(cards.open_card(f"{HUB_PREFIX}{repo}@{result.commit}", api), templates)
     named = {problem.partition(":")[0] for problem in result.problems}
     problems = [*result.problems, *(problem for problem in checked.problems if problem.partition(":")[0] not in named)]
 
@@ -70,7 +72,7 @@ def command(
 
 
 def _verify_signature(folder: Path | None, public_key: Path) -> None:
-    from hubtool.signing import verify_signature
+    from hubtool.release.signing import verify_signature
 
     if folder is None:
         raise UsageError("needs a folder", where="--public-key", remedy="give the folder that the files lie in")

@@ -18,8 +18,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
 from hubtool.errors import HubError, OutputError
-from hubtool.http import QUOTA_REMEDY, said
 from hubtool.hub import xet
+from hubtool.hub.client import QUOTA_REMEDY, said
 from hubtool.hub.patience import (
     EXPIRED_STATUS,
     NOT_FOUND,

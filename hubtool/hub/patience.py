@@ -36,7 +36,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import _http as stock
 
 from hubtool.errors import HubError
-from hubtool.http import redact, said, translated
+from hubtool.hub.client import redact, said, translated
 from hubtool.units import format_seconds
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from hubtool.journal import STATE_DIR, write_beside
+from hubtool.files.whole import STATE_DIR, write_beside
 
 HUB_DIR = "hub"
 

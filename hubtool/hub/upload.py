@@ -12,14 +12,15 @@ from huggingface_hub import CommitInfo, CommitOperationDelete, HfApi
 from huggingface_hub.lfs import UploadInfo
 
 from hubtool.errors import HubError, OutputError, RecordError
-from hubtool.http import HubFile, git_sha1, list_files
+from hubtool.files.read import file_sha256
 from hubtool.hub.blobs import Blobs, Progress, choose_large, chosen_addition, require_unchanged, stored_addition
-from hubtool.hub.commits import Operation, card_refused, commit_once
+from hubtool.hub.client import HubFile, git_sha1, list_files
+from hubtool.hub.commit import Operation, card_refused, commit_once
+from hubtool.hub.destination import Destination, Place, check_rights, find_place, make_place
 from hubtool.hub.patience import BAD_REQUEST, PatientHub, refused_status
-from hubtool.hub.reading import has_record, read_hub_file, read_hub_record
+from hubtool.hub.reader import has_record, read_hub_file, read_hub_record
+from hubtool.hub.rules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.hub.state import Blob, State
-from hubtool.hub.target import Destination, Place, check_rights, find_place, make_place
-from hubtool.hubrules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.record import (
     ASSETS_PREFIX,
     CARD_FILE,
@@ -31,7 +32,6 @@ from hubtool.record import (
     encode_record,
     is_derived,
 )
-from hubtool.source import file_sha256
 from hubtool.units import GB, format_nbytes
 
 ATTRIBUTES_FILE = ".gitattributes"

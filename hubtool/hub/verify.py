@@ -7,13 +7,13 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from hubtool.http import HubFile, git_sha1, list_files
+from hubtool.files.read import file_sha256
+from hubtool.hub.client import HubFile, git_sha1, list_files
+from hubtool.hub.destination import MAIN
 from hubtool.hub.patience import PatientHub
-from hubtool.hub.reading import read_hub_file, read_hub_record
-from hubtool.hub.target import MAIN
+from hubtool.hub.reader import read_hub_file, read_hub_record
 from hubtool.hub.upload import ATTRIBUTES_FILE, published_names
 from hubtool.record import CARD_FILE, DERIVED_FILES, Record
-from hubtool.source import file_sha256
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from huggingface_hub.utils._runtime import is_xet_available
 from huggingface_hub.utils._xet import abort_xet_session, get_xet_session, xet_headers_without_auth
 
-from hubtool.http import redact
+from hubtool.hub.client import redact
 from hubtool.hub.patience import DeniedError, PatientHub, TransferError
 from hubtool.hub.state import Blob
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from hubtool.hubrules import REGULAR_LIMIT_NBYTES, check_metadata
+from hubtool.hub.rules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.rehearsal.accounts import Token
 from hubtool.rehearsal.api_repos import REPO
 from hubtool.rehearsal.api_xet import take_over

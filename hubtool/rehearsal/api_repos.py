@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from hubtool.hubrules import REF_NAME
+from hubtool.hub.rules import REF_NAME
 from hubtool.rehearsal.accounts import OWNER
 from hubtool.rehearsal.hub import hub_of, readable_repo, require_right, required_token, writable_repo
 from hubtool.rehearsal.repos import MAIN, Commit, Repo

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 from starlette.requests import Request
 
-from hubtool.hubrules import REGULAR_LIMIT_NBYTES, check_metadata
+from hubtool.hub.rules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.rehearsal import git
 from hubtool.rehearsal.hub import Hub
 from hubtool.rehearsal.repos import Commit, File, Repo

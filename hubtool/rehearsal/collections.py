@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from hubtool.hubrules import COLLECTION_DESCRIPTION_LENGTH, COLLECTION_NOTE_LENGTH
+from hubtool.hub.rules import COLLECTION_DESCRIPTION_LENGTH, COLLECTION_NOTE_LENGTH
 from hubtool.rehearsal import disk
 from hubtool.rehearsal.wire import Refusal
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from hubtool.hubrules import DISCUSSION_TITLE_LENGTHS
+from hubtool.hub.rules import DISCUSSION_TITLE_LENGTHS
 from hubtool.rehearsal import disk
 from hubtool.rehearsal.repos import File, Message, Repo
 from hubtool.rehearsal.wire import Refusal

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from hubtool.hubrules import count_parameters, read_metadata
-from hubtool.page import hub_tags
+from hubtool.hub.page import hub_tags
+from hubtool.hub.rules import count_parameters, read_metadata
 from hubtool.rehearsal import git
 from hubtool.rehearsal.blobs import HEADER_LIMIT
 from hubtool.rehearsal.hub import Hub

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from hubtool.hubrules import is_repo_id
+from hubtool.hub.rules import is_repo_id
 from hubtool.rehearsal import disk, git
 from hubtool.rehearsal.wire import Refusal
 

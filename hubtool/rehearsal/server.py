@@ -28,7 +28,7 @@ from hubtool.rehearsal import (
     api_lfs,
     api_repos,
     api_xet,
-    pages,
+    browse,
 )
 from hubtool.rehearsal.accounts import Accounts
 from hubtool.rehearsal.api_faults import AbortableProtocol, FaultyApp
@@ -41,7 +41,7 @@ PART_NBYTES = 1 << 30
 """Objects larger than this are uploaded in parts, so that a rehearsal at full size covers that way too."""
 
 CLIENT_API = (api_repos, api_commit, api_lfs, api_xet, api_discussions, api_collections, api_files)
-OWN_API = (api_accounts, api_faults, pages)
+OWN_API = (api_accounts, api_faults, browse)
 
 
 class RehearsalHub:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from hubtool.checkpoint.tensors import TensorSpec, encode_header
 from hubtool.errors import OutputError
-from hubtool.journal import writing
+from hubtool.files.whole import writing
 from hubtool.sample.layout import published_config, published_layout, published_shards
 from hubtool.sample.shapes import (
     BASE_LIKE,
@@ -24,7 +25,6 @@ from hubtool.sample.shapes import (
 )
 from hubtool.sample.tokenizer import tokenizer_files
 from hubtool.sample.weights import RandomWeights
-from hubtool.tensors import TensorSpec, encode_header
 from hubtool.units import MB, format_size
 
 __all__ = [

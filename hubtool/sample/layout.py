@@ -5,8 +5,8 @@ Names, dtypes and shapes are those of deepseek-ai/DeepSeek-V4-Flash and -Pro, te
 
 from collections.abc import Iterator, Mapping
 
+from hubtool.checkpoint.tensors import TensorSpec
 from hubtool.sample.shapes import SampleShape
-from hubtool.tensors import TensorSpec
 
 FP4_BLOCK = 32
 """Columns of one row that share a scale in the FP4 experts."""

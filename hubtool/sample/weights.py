@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hubtool.tensors import TensorSpec
+from hubtool.checkpoint.tensors import TensorSpec
 
 Bytes: TypeAlias = NDArray[np.uint8]
 

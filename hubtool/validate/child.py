@@ -13,10 +13,10 @@ from typing import TypeVar
 import msgspec
 
 import hubtool
+from hubtool.guard.guard import GuardReport, Limits, run_guarded
 from hubtool.record import Outcome
-from hubtool.validate.events import Device, Event, Failed, Peak, Task, Token
 from hubtool.validate.finding import Finding
-from hubtool.validate.guard import GuardReport, Limits, run_guarded
+from hubtool.worker.events import Device, Event, Failed, Peak, Task, Token
 
 LIBRARIES = ("mlx", "mlx-lm", "transformers")
 """Whose versions belong to what a child finds."""
@@ -69,7 +69,7 @@ def run_task(task: Task, limits: Limits, on_event: Callable[[Event], None] = lam
         on_event(event)
 
     # -P: a file that lies in the working directory must not be taken for a library.
-    command = [sys.executable, "-P", "-m", "hubtool.validate.worker", msgspec.json.encode(task).decode()]
+    command = [sys.executable, "-P", "-m", "hubtool.worker.worker", msgspec.json.encode(task).decode()]
     with tempfile.TemporaryDirectory(prefix="hubtool-") as home:
         report = run_guarded(command, limits, environment=_environment(home), on_line=take)
     return Ran(report, tuple(events))

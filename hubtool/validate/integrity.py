@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hubtool.checkpoint.measure import measure, read_packings
+from hubtool.checkpoint.source import CONFIG_FILE
+from hubtool.checkpoint.tensors import StoredTensor, read_header
 from hubtool.errors import HubtoolError, SourceError
-from hubtool.measure import measure, read_packings
+from hubtool.files.read import HASH_BLOCK_NBYTES
 from hubtool.record import FileRecord, Record, files_digest, is_derived
-from hubtool.source import CONFIG_FILE, HASH_BLOCK_NBYTES
-from hubtool.tensors import StoredTensor, read_header
 from hubtool.units import format_count
 from hubtool.validate.finding import Finding
 from hubtool.validate.stamps import compare_stamps, forget, remember, take_stamps

@@ -9,20 +9,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hubtool.record import Evidence, MachineRecord, Record
-from hubtool.source import CONFIG_FILE, parse_json
+from hubtool.checkpoint.source import CONFIG_FILE
+from hubtool.files.formats import parse_json
+from hubtool.guard.guard import Limits
+from hubtool.guard.machine import this_machine, versions
+from hubtool.guard.memory import capacity
+from hubtool.record import RUNGS, Evidence, MachineRecord, Record, Rung
 from hubtool.units import GB
 from hubtool.validate.child import LIBRARIES, trusts
-from hubtool.validate.events import RUNGS, Event, Rung, Task, Token
 from hubtool.validate.finding import Finding, without_paths
-from hubtool.validate.guard import Limits
 from hubtool.validate.integrity import check_integrity
 from hubtool.validate.load import check_load
-from hubtool.validate.machine import this_machine, versions
-from hubtool.validate.memory import capacity
 from hubtool.validate.needs import Needs, needs_of_folder
 from hubtool.validate.smoke import check_resident, check_streamed, compare_tokens, refuse
 from hubtool.validate.stamps import describe_touched, find_touched, is_unchanged
+from hubtool.worker.events import Event, Task, Token
 
 Advance = Callable[[int, str], None]
 Stage = Callable[[str, int], AbstractContextManager[Advance]]
@@ -173,6 +174,7 @@ class _Climb:
         request = self._request
         if not (request.trust_remote_code or trusts(self._folder, self._config)):
             return Finding("refused_preflight", f"{self._config['model_file']} is not hubtool's own model code")
+        assert rung != "integrity", rung
         folder = str(self._folder.resolve())
         task = Task(rung, folder, 0 if rung == "load" else request.tokens, trust_remote_code=True)
         if not request.force and (refusal := refuse(task, self._needs, request.limits)):

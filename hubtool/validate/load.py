@@ -1,10 +1,10 @@
 """The second rung: stock mlx-lm loads the folder, lazily and strictly, in a child process."""
 
+from hubtool.guard.guard import Limits
 from hubtool.units import format_count
 from hubtool.validate.child import judge, run_task
-from hubtool.validate.events import Loaded, Task
 from hubtool.validate.finding import Finding
-from hubtool.validate.guard import Limits
+from hubtool.worker.events import Loaded, Task
 
 
 def check_load(task: Task, limits: Limits) -> Finding:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hubtool.checkpoint.source import CONFIG_FILE
+from hubtool.checkpoint.tensors import TensorSpec, read_header
+from hubtool.files.formats import parse_json
 from hubtool.record import CacheRecord, Record
-from hubtool.source import CONFIG_FILE, parse_json
-from hubtool.tensors import TensorSpec, read_header
 from hubtool.units import MB, format_size
-from hubtool.validate.events import PROMPT_TOKENS
+from hubtool.worker.events import PROMPT_TOKENS
 
 INTERPRETER_NBYTES = 120 * MB
 """Python, MLX, mlx-lm and a tokenizer: 90 to 100 MB on Linux, measured."""

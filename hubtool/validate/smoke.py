@@ -4,13 +4,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
+from hubtool.guard.guard import Limits
+from hubtool.guard.memory import capacity
 from hubtool.units import format_size
 from hubtool.validate.child import Ran, judge, run_task, tokens_digest
-from hubtool.validate.events import Device, Done, Event, Task
 from hubtool.validate.finding import Finding
-from hubtool.validate.guard import Limits
-from hubtool.validate.memory import capacity
 from hubtool.validate.needs import INTERPRETER_NBYTES, Needs
+from hubtool.worker.events import Device, Done, Event, Task
 
 OnEvent = Callable[[Event], None]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from hubtool.journal import STATE_DIR, write_beside
+from hubtool.files.whole import STATE_DIR, write_beside
 from hubtool.record import Record, is_derived
 
 STAMPS_FILE = "integrity.json"

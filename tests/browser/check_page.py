@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from hubtool.card import render_card
+from hubtool.card.pictures import draw
 from hubtool.card.view import PICTURES
-from hubtool.plots import draw
-from hubtool.preview import inline, write_preview
+from hubtool.release.preview import inline, write_preview
 from hubtool.sample import FLASH
 from tests.card.records import OUTCOMES, REPO, SEED_NOTES, full_size_record, with_evidence, with_layer_errors
 from tests.checkpoints import write_sparse_checkpoint

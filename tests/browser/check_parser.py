@@ -14,12 +14,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from hubtool.checkpoint.open import open_source
 from hubtool.cli.console import Console
-from hubtool.conversion import convert_source
-from hubtool.http import make_api
-from hubtool.hub import Destination, upload
-from hubtool.planning import open_source, plan_source
-from hubtool.recipe import recipe_names
+from hubtool.convert.convert import convert_source
+from hubtool.hub.client import make_api
+from hubtool.hub.destination import Destination
+from hubtool.hub.upload import upload
+from hubtool.plan.plan import plan_source
+from hubtool.plan.recipe import recipe_names
 from hubtool.rehearsal import RehearsalHub
 from hubtool.sample import write_sample
 

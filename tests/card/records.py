@@ -6,9 +6,12 @@ from typing import Any
 
 import msgspec
 
-from hubtool.architectures import read_model
-from hubtool.plan import Plan, make_plan
-from hubtool.recipe import load_recipe
+from hubtool.checkpoint.source import LocalSource
+from hubtool.convert.record import encodings, plan_record
+from hubtool.guard.guard import GuardReport, Limits, Reason
+from hubtool.models import read_model
+from hubtool.plan.plan import Plan, make_plan
+from hubtool.plan.recipe import load_recipe
 from hubtool.record import (
     SCHEMA,
     DroppedRecord,
@@ -20,10 +23,7 @@ from hubtool.record import (
     Record,
     SourceRecord,
 )
-from hubtool.recording import encodings, plan_record
-from hubtool.source import LocalSource
 from hubtool.units import GB, GIB
-from hubtool.validate.guard import GuardReport, Limits, Reason
 
 REPO = "Thump604/DeepSeek-V4-Flash-MLX-Q3-mixed-gs128-affine"
 BASE = "deepseek-ai/DeepSeek-V4-Flash"

@@ -9,7 +9,7 @@ import pytest
 
 from hubtool.card import check_card, render_card
 from hubtool.card.check import Finding, compare_cards
-from hubtool.card.older import older_lines
+from hubtool.card.old_wording import older_lines
 from hubtool.record import Record
 from tests.card.records import FAILED, SEED_EVIDENCE, SEED_NOTES, with_evidence
 

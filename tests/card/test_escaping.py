@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from hubtool.card import card_metadata, check_card, read_prose, render_card
 from hubtool.card.markdown import code, escape, one_line
-from hubtool.hubrules import read_metadata, split_card
+from hubtool.hub.rules import read_metadata, split_card
 from hubtool.record import Record
 from tests.card.records import OUTCOMES, with_evidence
 

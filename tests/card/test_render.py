@@ -14,7 +14,7 @@ from inline_snapshot import external_file
 from hubtool.card import render_card
 from hubtool.card.view import PICTURES
 from hubtool.errors import UsageError
-from hubtool.recipe import load_recipe
+from hubtool.plan.recipe import load_recipe
 from hubtool.record import CacheRecord, Record, SiblingRecord, encode_record
 from tests.card.records import BASE, COMMIT, OUTCOMES, REPO, SEED_EVIDENCE, SEED_NOTES, TOOLING, evidence, with_evidence
 from tests.fixtures import Conversions

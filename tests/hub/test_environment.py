@@ -5,10 +5,10 @@ import re
 import pytest
 
 from hubtool.errors import UsageError
-from hubtool.http import find_endpoint, redact
+from hubtool.hub.client import find_endpoint, redact
 from hubtool.rehearsal.faults import Answer, Fault
 from tests.fixtures import CommandLine, Outcome
-from tests.hub.conftest import REPO, Publisher
+from tests.publisher import REPO, Publisher
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -15,7 +15,8 @@ from itertools import product
 import pytest
 
 from hubtool.errors import HubError, OutputError
-from hubtool.hub import Destination, commit_documents
+from hubtool.hub.destination import Destination
+from hubtool.hub.finish import commit_documents
 from hubtool.rehearsal.faults import (
     COMMIT_IN_PROGRESS,
     COMMIT_LIMIT_REACHED,
@@ -31,7 +32,7 @@ from hubtool.rehearsal.faults import (
     Effect,
     Fault,
 )
-from tests.hub.conftest import PATHS, REPO, Publisher
+from tests.publisher import PATHS, REPO, Publisher
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -157,6 +158,7 @@ SILENT = [(path, stage) for path, stage in STAGES if stage not in ("put",)] + [(
 
 
 @pytest.mark.parametrize(("path", "stage"), SILENT, ids=["-".join(row) for row in SILENT])
+@pytest.mark.read_seconds(0.3)
 def test_silence_is_not_waited_out(publisher: Publisher, stage: str) -> None:
     fault = Fault(stage, "hang")
     publisher.rehearsal.faults.add(fault)

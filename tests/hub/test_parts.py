@@ -7,8 +7,8 @@ import pytest
 
 from hubtool.rehearsal import RehearsalHub
 from hubtool.rehearsal.faults import EXPIRED_ADDRESS, RATE_LIMITED, UNAVAILABLE, Answer, Effect, Fault
-from tests.hub.conftest import Publisher
 from tests.hub.test_faults import assert_published_once
+from tests.publisher import Publisher
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

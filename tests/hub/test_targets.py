@@ -11,12 +11,13 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from hubtool.errors import HubError, UsageError
-from hubtool.http import make_api
-from hubtool.hub import Destination, commit_documents
+from hubtool.hub.client import make_api
+from hubtool.hub.destination import Destination
+from hubtool.hub.finish import commit_documents
 from hubtool.rehearsal.faults import Answer, Fault
 from tests.checkpoints import edit_json, file_bytes
 from tests.fixtures import CommandLine, Samples
-from tests.hub.conftest import PATHS, REPO, Publisher
+from tests.publisher import PATHS, REPO, Publisher
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

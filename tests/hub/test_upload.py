@@ -16,12 +16,14 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from hubtool.errors import HubError, OutputError
-from hubtool.hub import Destination, Outlook, Patience, PatientHub, Upload, record_digest
 from hubtool.hub.blobs import stored_addition
+from hubtool.hub.destination import Destination
+from hubtool.hub.patience import Patience, PatientHub
 from hubtool.hub.state import Blob, State
+from hubtool.hub.upload import Outlook, Upload, record_digest
 from hubtool.rehearsal.faults import UNAVAILABLE, Answer, Fault
 from tests.checkpoints import edit_json, file_bytes
-from tests.hub.conftest import REPO, Contents, Publisher, Reader
+from tests.publisher import REPO, Contents, Publisher, Reader
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from huggingface_hub import CommitOperationAdd
 
-from hubtool.hub import PatientHub, read_hub_file
+from hubtool.hub.patience import PatientHub
+from hubtool.hub.reader import read_hub_file
 from tests.checkpoints import file_bytes
 from tests.fixtures import CommandLine
-from tests.hub.conftest import REPO, Publisher
+from tests.publisher import REPO, Publisher
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -17,17 +17,17 @@ import psutil
 import pytest
 
 from hubtool.card import current_evidence, render_card
+from hubtool.checkpoint.measure import measure
+from hubtool.checkpoint.open import open_source
 from hubtool.cli.console import Console
-from hubtool.conversion import convert_source
-from hubtool.journal import locked
-from hubtool.locks import held
-from hubtool.measure import measure
-from hubtool.planning import open_source, plan_source
+from hubtool.convert.convert import convert_source
+from hubtool.files.lock import held, locked
+from hubtool.guard.guard import Limits
+from hubtool.plan.plan import plan_source
 from hubtool.record import RECORD_FILE, TEST_RESULT_FILE, Evidence, Record, encode_record, is_derived, read_record
 from hubtool.sample import TINY, write_sample
 from hubtool.units import GB, MB
 from hubtool.validate.finding import without_paths
-from hubtool.validate.guard import Limits
 from hubtool.validate.ladder import Request, validate
 from tests.checkpoints import Tensor, copied, edit_json, edit_tensors
 from tests.fixtures import CommandLine, Conversions

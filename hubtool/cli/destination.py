@@ -1,0 +1,98 @@
+"""The Hub that a command writes to: which it is, and the publisher's consent."""
+
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import click
+
+from hubtool.cli.console import Console
+from hubtool.cli.options import Command, repo_option
+from hubtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+def destination_options(command: Command) -> Command:
+    """Adds --to and all that says how to publish there, and hands them to the command as `to`, None without --to."""
+    options = (
+        repo_option,
+        click.option("--public/--private", default=False, help="Whether a new repo is public.  [default: private]"),
+        click.option("--public-after-verify", is_flag=True, help="Make the repo public when its files are verified."),
+        click.option("--pr", is_flag=True, help="Open a pull request, or go on with it, instead of committing."),
+        click.option("--revision", default="main", show_default=True, help="A branch; made if it is not there."),
+        click.option("--tag", help="The tag of the release.  [default: hubtool-, and the start of the record's hash]"),
+        click.option("--collection", metavar="SLUG", help="Add the repo to this collection."),
+    )
+
+    @functools.wraps(command)
+    def wrapped(
+        *arguments: Any,
+        repo: str | None,
+        public: bool,
+        public_after_verify: bool,
+        pr: bool,
+        revision: str,
+        tag: str | None,
+        collection: str | None,
+        **values: Any,
+    ) -> Any:
+        from hubtool.hub.destination import Destination
+
+        to = Destination(repo, not public, revision, pr, tag, public_after_verify, collection) if repo else None
+        return command(*arguments, to=to, **values)
+
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Make all checks, say what would be done, and end.")
+
+
+def open_hub() -> "HfApi":
+    """The Hub that HF_ENDPOINT and HF_TOKEN, or the stock login, name."""
+    from hubtool.hub.client import make_api
+
+    return make_api()
+
+
+def confirm(console: Console, endpoint: str, repo: str, *, yes: bool) -> None:
+    """Ask before writing to a Hub that is not on loopback.
+
+    Raises:
+        UsageError: There is nobody to ask, and --yes was not given.
+        click.Abort: The answer was no.
+    """
+    if yes or is_loopback(endpoint):
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"would write to {repo} on {endpoint}", remedy="add --yes to allow it")
+    click.confirm(f"Write to {repo} on {endpoint}?", abort=True, err=True)
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether an address is this machine's own."""
+    host = urlsplit(endpoint).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def rehearsal(data: Path, *, discard: bool = False) -> Iterator["HfApi"]:
+    """A rehearsal Hub that runs for the time of a `with`, as the Hub to write to."""
+    from hubtool.hub.client import make_api
+    from hubtool.rehearsal import RehearsalHub
+
+    with RehearsalHub(data, discard=discard) as hub:
+        yield make_api(hub.endpoint, hub.token)

@@ -1,0 +1,62 @@
+"""Arrays on MLX's device -> what a recipe stores: packed weight, scales and biases, or another float dtype."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from hubtool.plan.recipe import Format
+
+Array = npt.NDArray[Any]
+"""A NumPy array as it lies in a file; bfloat16 as its 16 bits, because NumPy has no bfloat16."""
+
+MLX_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "I64": mx.int64, "I32": mx.int32}
+"""MLX's dtype for each safetensors dtype that a parameter can have."""
+
+_NUMPY_DTYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "I64": np.int64, "I32": np.int32}
+
+
+def from_bytes(raw: npt.NDArray[np.uint8], dtype: str) -> mx.array:
+    """An array of safetensors dtype `dtype` from rows of its bytes, [rows, columns]."""
+    array = mx.array(raw.view(_NUMPY_DTYPES[dtype]))
+    return array.view(mx.bfloat16) if dtype == "BF16" else array
+
+
+def to_numpy(arrays: Sequence[mx.array]) -> tuple[Array, ...]:
+    """Evaluated NumPy views of arrays."""
+    views = [array.view(mx.uint16) if array.dtype == mx.bfloat16 else array for array in arrays]
+    mx.eval(*views)
+    return tuple(np.array(view, copy=False) for view in views)
+
+
+def quantize(values: mx.array, form: Format) -> tuple[mx.array, ...]:
+    """The packed weight uint32 [out, in*bits/32], scales, and for affine biases, [out, in/group_size].
+
+    Scales and biases have the dtype of `values` for affine; for the mx and nv modes there are only scales, uint8.
+
+    Args:
+        values: Floating point [out, in].
+        form: A format that quantizes.
+    """
+    return tuple(mx.quantize(values, group_size=form.group_size, bits=form.bits, mode=form.mode))
+
+
+def dequantize(arrays: Sequence[mx.array], form: Format, dtype: mx.Dtype) -> mx.array:
+    """[out, in] of `dtype` from what `quantize` returns."""
+    weight, scales = arrays[:2]
+    biases = arrays[2] if form.has_biases else None
+    return mx.dequantize(weight, scales, biases, form.group_size, form.bits, form.mode, dtype=dtype)
+
+
+def squared_error(values: mx.array, arrays: Sequence[mx.array], form: Format) -> tuple[mx.array, mx.array]:
+    """Sums of squared error and of squared weight, float32 scalars.
+
+    Args:
+        values: What was quantized, [out, in].
+        arrays: What `quantize` made of it.
+        form: How.
+    """
+    sample = values.astype(mx.float32)
+    return mx.square(dequantize(arrays, form, mx.float32) - sample).sum(), mx.square(sample).sum()

@@ -1,0 +1,404 @@
+"""The plan: every tensor of the output with its dtype, shape, file and byte offset, before one weight is read.
+
+Pure: it sees names, dtypes, shapes and a recipe; no weights, no MLX, no files.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, Literal
+
+import msgspec
+
+from hubtool import units
+from hubtool.checkpoint.source import Source
+from hubtool.checkpoint.tensors import DTYPE_NBYTES, TensorSpec, encode_header
+from hubtool.errors import RecipeError
+from hubtool.models import Component, Model, Parameter, read_model
+from hubtool.plan import mlx
+from hubtool.plan.recipe import Format, Recipe, Rule, load_recipe, lossless_format
+
+SHARD_NBYTES = 5 * units.GIB
+"""Most bytes of tensors in a shard (`MAX_FILE_SIZE_GB = 5` of mlx_lm/utils.py, which counts in GiB)."""
+
+PIECE_SIZE = 8 * 1024 * 1024
+"""Most weights in a piece: one expert projection of V4-Flash (2048 x 4096)."""
+
+BASE_NBYTES = 90 * units.MIB
+"""The process itself: interpreter, MLX, NumPy, hubtool. Measured on Linux x86-64, as are the next two."""
+
+SOURCE_TENSOR_NBYTES = 800
+"""What one published tensor takes: its header entry, its names, its place in the plan."""
+
+TILE_NBYTES = 22 * units.MIB
+"""What a thread that decodes or quantizes needs beside the piece: a tile, and MLX's arrays made of it."""
+
+How = Literal["copy", "cast", "repack", "quantize"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor of the output; `shard` counts from 0, `offset` is in bytes from the beginning of that file."""
+
+    spec: TensorSpec
+    shard: int
+    offset: int
+
+
+class Piece(msgspec.Struct, frozen=True, gc=False):
+    """The smallest unit of conversion: some whole parts of a step, or some rows of one.
+
+    Attributes:
+        step: Index of the step in the plan.
+        first_part: Index of the first part in the step's parameter.
+        parts: How many parts; with more than one, all their rows.
+        start: First row of each part.
+        stop: Row after the last.
+    """
+
+    step: int
+    first_part: int
+    parts: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return self.parts * (self.stop - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How one parameter becomes one to three tensors of the output.
+
+    Attributes:
+        parameter: What it is and which published tensors it comes from.
+        format: How it is stored.
+        how: `copy` (the published bytes), `cast` (decoded or converted to another float dtype), `repack` (FP4 to
+            mxfp4, FP8 to mxfp8, without loss) or `quantize` (decoded to BF16, then `mx.quantize`).
+        outputs: weight, and where quantized scales, and where affine biases.
+    """
+
+    parameter: Parameter
+    format: Format
+    how: How
+    outputs: tuple[OutputTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all outputs."""
+        return sum(output.spec.nbytes for output in self.outputs)
+
+    @property
+    def rows(self) -> int:
+        """Rows of one part: its first axis."""
+        return self.parameter.part_shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Logical elements of one row of a part."""
+        return prod(self.parameter.part_shape[1:])
+
+    def pieces(self, index: int) -> Iterator[Piece]:
+        """The pieces of this step, which is number `index`: at most `PIECE_SIZE` weights where a scale block allows.
+
+        They depend on the source alone, so plans of one model have the same pieces.
+        """
+        parts, block = len(self.parameter.parts), self.parameter.block[0]
+        together = PIECE_SIZE // (self.rows * self.columns)
+        if together > 1 and self.rows % block == 0:
+            for first in range(0, parts, together):
+                yield Piece(index, first, min(together, parts - first), 0, self.rows)
+            return
+        rows = max(block, PIECE_SIZE // self.columns // block * block)
+        for part in range(parts):
+            for start in range(0, self.rows, rows):
+                yield Piece(index, part, 1, start, min(self.rows, start + rows))
+
+    @property
+    def source_row_nbytes(self) -> int:
+        """Bytes that one row of a part takes as published, scales included."""
+        match self.parameter.encoding:
+            case "fp4":
+                return self.columns // 2 + -(-self.columns // self.parameter.block[1])
+            case "fp8":
+                return self.columns + -(-self.columns // self.parameter.block[1])
+            case "plain":
+                return self.columns * DTYPE_NBYTES[self.parameter.dtype]
+
+    @property
+    def piece_rows(self) -> int:
+        """Rows of the largest piece."""
+        return max(piece.rows for piece in self.pieces(0))
+
+    def row_nbytes(self, output: OutputTensor) -> int:
+        """Bytes that one row of a part takes in `output`."""
+        return output.spec.nbytes // (self.rows * len(self.parameter.parts))
+
+    def output_range(self, output: OutputTensor, piece: Piece) -> tuple[int, int]:
+        """Where a piece is written: offset in bytes from the beginning of the file, and bytes."""
+        row_nbytes = self.row_nbytes(output)
+        first = piece.first_part * self.rows + piece.start
+        return output.offset + first * row_nbytes, piece.rows * row_nbytes
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the output.
+
+    Attributes:
+        file: Its name.
+        header: Its first bytes: the length and the JSON header.
+        tensors: In the order of their bytes.
+    """
+
+    file: str
+    header: bytes
+    tensors: tuple[OutputTensor, ...]
+
+    @property
+    def data_nbytes(self) -> int:
+        """Bytes of tensors."""
+        return sum(tensor.spec.nbytes for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return len(self.header) + self.data_nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one component comes to."""
+
+    component: Component
+    parameters: int
+    nbytes: int
+    formats: tuple[str, ...]
+
+    @property
+    def bits(self) -> float:
+        """Effective bits of the component."""
+        return units.effective_bits(self.nbytes, self.parameters)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model, a recipe, and every byte that follows from them."""
+
+    model: Model
+    recipe: Recipe
+    steps: tuple[Step, ...]
+    shards: tuple[Shard, ...]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of tensors, headers not counted: the index's total_size."""
+        return sum(shard.data_nbytes for shard in self.shards)
+
+    @property
+    def parameters(self) -> int:
+        """Logical parameters."""
+        return self.model.size
+
+    @property
+    def effective_bits(self) -> float:
+        """Bits stored per logical parameter, unrounded."""
+        return units.effective_bits(self.nbytes, self.parameters)
+
+    @property
+    def tensors(self) -> int:
+        """Tensors of the output."""
+        return sum(len(shard.tensors) for shard in self.shards)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Bytes by safetensors dtype, the largest first."""
+        counts: Counter[str] = Counter()
+        for shard in self.shards:
+            for tensor in shard.tensors:
+                counts[tensor.spec.dtype] += tensor.spec.nbytes
+        return dict(counts.most_common())
+
+    @property
+    def disk_nbytes(self) -> int:
+        """Bytes of the output's weight files, headers counted."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    def peak_nbytes(self, jobs: int) -> int:
+        """Most memory of a process that carries out this plan, in bytes: see `peak_nbytes`."""
+        return peak_nbytes([self], jobs)
+
+    def machines(self) -> dict[int, bool]:
+        """For each size of unified memory in GB, whether the weights fit with room to run."""
+        return {size: units.fits(self.nbytes, size) for size in units.MEMORY_SIZES}
+
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """Parameters and bytes by component, in the components' order; absent ones are left out."""
+        parameters: Counter[Component] = Counter()
+        nbytes: Counter[Component] = Counter()
+        formats: dict[Component, Counter[str]] = defaultdict(Counter)
+        for step in self.steps:
+            component = step.parameter.component
+            parameters[component] += step.parameter.size
+            nbytes[component] += step.nbytes
+            if step.parameter.quantizable:
+                formats[component][spoken_format(step)] += step.parameter.size
+        return tuple(
+            Share(
+                component,
+                parameters[component],
+                nbytes[component],
+                tuple(f for f, _ in formats[component].most_common()),
+            )
+            for component in Component
+            if parameters[component]
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what decides every byte of the output: headers, and how and from what each tensor is made."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(shard.header)
+        for step in self.steps:
+            parameter = step.parameter
+            digest.update(f"{parameter.path} {step.format} {step.how} {parameter.encoding} {parameter.block}".encode())
+            for part in parameter.parts:
+                digest.update(f" {part.weight} {part.scale}".encode())
+        return digest.hexdigest()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Every piece, in file order."""
+        for index, step in enumerate(self.steps):
+            yield from step.pieces(index)
+
+    def quantization(self) -> dict[str, Any] | None:
+        """The `quantization` block of config.json, or None if nothing is quantized."""
+        return mlx.quantization(((step.parameter, step.format) for step in self.steps), self.effective_bits)
+
+
+def peak_nbytes(plans: Sequence[Plan], jobs: int) -> int:
+    """Most memory of a process that carries out `plans` of one model in one pass with `jobs` threads, in bytes.
+
+    Each thread holds one piece as it was read and what each plan makes of it; nothing else grows with the model but
+    what is known of the source's tensors.
+    """
+    model = plans[0].model
+    tensors = sum(2 * len(parameter.parts) for parameter in model.parameters)
+    tensors += sum(dropped.tensors for dropped in model.dropped)
+    piece = 0
+    for steps in zip(*(plan.steps for plan in plans), strict=True):
+        row_nbytes = steps[0].source_row_nbytes
+        computing = 0
+        for step in {(step.how, step.format): step for step in steps if step.how in ("cast", "quantize")}.values():
+            row_nbytes += sum(step.row_nbytes(output) for output in step.outputs)
+            computing = TILE_NBYTES
+        piece = max(piece, steps[0].piece_rows * row_nbytes + computing)
+    return BASE_NBYTES + tensors * SOURCE_TENSOR_NBYTES + jobs * piece
+
+
+def spoken_format(step: Step) -> str:
+    """How a step's weight is stored, as people say it: `affine 3-bit, group 128`, `mxfp4`, `bf16`."""
+    if step.format.quantized:
+        return str(step.format)
+    return step.outputs[0].spec.dtype.lower()
+
+
+def make_plan(model: Model, recipe: Recipe, shard_nbytes: int = SHARD_NBYTES) -> Plan:
+    """The plan that stores `model` as `recipe` says, with at most `shard_nbytes` bytes of tensors in a shard.
+
+    Raises:
+        RecipeError: A rule matches nothing and is not optional; a group does not divide a row; a parameter that MLX
+            cannot read as published has no rule.
+    """
+    chosen = [_choose(parameter, model, recipe) for parameter in model.parameters]
+    used = {rule.number for _, rule in chosen if rule}
+    for rule in recipe.rules:
+        if rule.number not in used and not rule.optional:
+            raise RecipeError(
+                "matches no module, or none that an earlier rule has left",
+                where=f"{recipe.file}: {rule}",
+                remedy="mend the pattern, or write `optional = true`",
+            )
+    decided = [
+        (parameter, form, _how(parameter, form), mlx.output_specs(parameter, form))
+        for parameter, (form, _) in zip(model.parameters, chosen, strict=True)
+    ]
+    placed = _place([spec for *_, specs in decided for spec in specs], shard_nbytes)
+    shards = _make_shards(placed)
+    tensors = iter([tensor for shard in shards for tensor in shard.tensors])
+    steps = tuple(
+        Step(parameter, form, how, tuple(next(tensors) for _ in specs)) for parameter, form, how, specs in decided
+    )
+    return Plan(model, recipe, steps, shards)
+
+
+def _choose(parameter: Parameter, model: Model, recipe: Recipe) -> tuple[Format, Rule | None]:
+    rule = recipe.select(parameter.subject, parameter.layer, model.num_layers, quantizable=parameter.quantizable)
+    if rule is None:
+        if parameter.encoding != "plain":
+            raise RecipeError(
+                f"no rule for a weight in {parameter.encoding.upper()}, which MLX cannot hold as it is",
+                where=f"{recipe.file}: {parameter.subject}",
+                remedy='add a rule for it; mode = "published" decodes it to BF16, mode = "repack" keeps its bytes',
+            )
+        return Format("published"), None
+    form = lossless_format(parameter.encoding) if rule.format.mode == "repack" else rule.format
+    if form.quantized and parameter.shape[-1] % form.group_size:
+        raise RecipeError(
+            "group does not divide a row",
+            where=f"{recipe.file}: {rule}: {parameter.subject}",
+            found=f"rows of {parameter.shape[-1]}",
+            expected=f"a multiple of {form.group_size}",
+            remedy="take a smaller group_size for this module, or leave it as published",
+        )
+    return form, rule
+
+
+def _how(parameter: Parameter, form: Format) -> How:
+    if form.quantized:
+        return "repack" if form == lossless_format(parameter.encoding) else "quantize"
+    return "copy" if parameter.encoding == "plain" and form.cast(parameter.dtype) == parameter.dtype else "cast"
+
+
+def _place(specs: Sequence[TensorSpec], shard_nbytes: int) -> list[list[TensorSpec]]:
+    """Specs by shard, filled greedily in order; one that is larger than a shard has one for itself."""
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in specs:
+        if shards[-1] and filled + spec.nbytes > shard_nbytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(spec)
+        filled += spec.nbytes
+    return shards
+
+
+def _make_shards(placed: Sequence[Sequence[TensorSpec]]) -> tuple[Shard, ...]:
+    shards = []
+    for index, specs in enumerate(placed):
+        header = encode_header(specs, mlx.HEADER_METADATA)
+        position, tensors = len(header), []
+        for spec in specs:
+            tensors.append(OutputTensor(spec, index, position))
+            position += spec.nbytes
+        shards.append(Shard(f"model-{index + 1:05d}-of-{len(placed):05d}.safetensors", header, tuple(tensors)))
+    return tuple(shards)
+
+
+def plan_source(source: Source, recipes: Sequence[str]) -> tuple[Plan, ...]:
+    """A plan for each recipe, by name or file.
+
+    Raises:
+        SourceError: The checkpoint cannot be used.
+        RecipeError: A recipe cannot be used, or not for this checkpoint.
+    """
+    chosen = [load_recipe(recipe) for recipe in recipes]
+    model = read_model(source.config, {name: tensor.spec for name, tensor in source.tensors.items()})
+    return tuple(make_plan(model, recipe) for recipe in chosen)

@@ -1,0 +1,198 @@
+"""A release of several variants from one file, `release.toml`: made in one pass, published, and asked how far it is.
+
+source = "deepseek-ai/DeepSeek-V4-Flash"        # a folder beside this file, or org/name[@revision]
+repo = "someone/DeepSeek-V4-Flash-{recipe}"     # what the variants are published as
+out = "work"                                    # where their folders lie, beside this file
+disk_limit = "20GB"                             # most bytes of a source on the Hub that lie on the disk at once
+keep_source = false                             # whether what was fetched of it stays
+private = true                                  # of repos that have to be made
+public_after_verify = false
+tag = "v1.0"                                    # of every variant; by default from each record
+validate = ["integrity"]                        # rungs that have to be passed before anything is published
+
+[collection]                                    # by its slug, or made by its title
+title = "DeepSeek-V4 for MLX"
+
+[card]
+templates = "templates"                         # beside this file
+
+[[variant]]
+recipe = "mixed_3_6"                            # a name, or a file beside this one
+notes = "Fits a machine of 192 GB."             # into the card's notes, where those are empty
+
+[[variant]]
+recipe = "native"
+repo = "someone/DeepSeek-V4-Flash-original"
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from hubtool import units
+from hubtool.card import find_prose_fault
+from hubtool.errors import UsageError
+from hubtool.hub.destination import Destination
+from hubtool.hub.rules import is_repo_id
+from hubtool.record import Rung
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the file, which may hold nothing unknown."""
+
+
+class Variant(_Strict, frozen=True):
+    """One conversion: its recipe, what it is published as if not by the pattern, and what its card notes."""
+
+    recipe: str
+    repo: str | None = None
+    notes: str = ""
+
+
+class CollectionTable(_Strict, frozen=True):
+    """A collection by its slug, or one that is made by its title."""
+
+    slug: str | None = None
+    title: str | None = None
+    description: str | None = None
+
+
+class CardTable(_Strict, frozen=True):
+    """How the cards are made."""
+
+    templates: str | None = None
+
+
+class _File(_Strict, frozen=True):
+    source: str
+    variant: tuple[Variant, ...]
+    repo: str | None = None
+    base_model: str | None = None
+    out: str | None = None
+    disk_limit: str | None = None
+    keep_source: bool = False
+    private: bool = True
+    public_after_verify: bool = False
+    revision: str = "main"
+    tag: str | None = None
+    validate: tuple[Rung, ...] = ()
+    collection: CollectionTable = CollectionTable()
+    card: CardTable = CardTable()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A variant with its names resolved."""
+
+    recipe: str
+    destination: Destination
+    folder: Path
+    notes: str
+
+
+@dataclass(frozen=True)
+class ReleaseFile:
+    """What release.toml says, with every path made absolute.
+
+    Attributes:
+        path: The file.
+        source: A folder, or `org/name[@revision]`.
+        base_model: What the publisher says it is.
+        out: Where the folders of the variants lie.
+        disk_limit: Most bytes of a source on the Hub that lie on the disk at once.
+        keep_source: Whether what was fetched of it stays.
+        variants: In the order of the file.
+        validate: Rungs that have to be passed before anything is published.
+        collection: Where to collect the repos.
+        templates: Templates that go before hubtool's.
+    """
+
+    path: Path
+    source: str
+    base_model: str | None
+    out: Path
+    disk_limit: int | None
+    keep_source: bool
+    variants: tuple[Planned, ...]
+    validate: tuple[Rung, ...]
+    collection: CollectionTable
+    templates: Path | None
+
+
+def load_release(path: Path) -> ReleaseFile:
+    """What a release.toml says.
+
+    Raises:
+        UsageError: It cannot be read, holds something unknown, or contradicts itself.
+    """
+    try:
+        file = msgspec.toml.decode(path.read_bytes(), type=_File)
+    except OSError as error:
+        raise UsageError("cannot be read", where=path, found=error.strerror, remedy="check the path") from error
+    except msgspec.DecodeError as error:
+        raise UsageError("not a release", where=path, found=str(error), remedy="mend the file") from error
+    beside = path.absolute().parent
+    out = beside / (file.out or path.stem)
+    variants = tuple(_resolve(each, file, beside, out, path) for each in file.variant)
+    repos = [each.destination.repo for each in variants]
+    if not variants or len(set(repos)) < len(repos) or len({each.folder for each in variants}) < len(variants):
+        raise UsageError(
+            "needs variants with a repo of its own each", where=path, found=", ".join(repos) or "none", remedy="mend it"
+        )
+    local = beside / file.source
+    templates = beside / file.card.templates if file.card.templates else None
+    if templates is not None and not templates.is_dir():
+        raise UsageError("no such folder", where=f"{path}: card.templates", found=templates, remedy="check the path")
+    return ReleaseFile(
+        path=path,
+        source=str(local) if local.is_dir() else file.source,
+        base_model=file.base_model,
+        out=out,
+        disk_limit=_parse_limit(file.disk_limit, path),
+        keep_source=file.keep_source,
+        variants=variants,
+        validate=file.validate,
+        collection=file.collection,
+        templates=templates,
+    )
+
+
+def _parse_limit(text: str | None, path: Path) -> int | None:
+    try:
+        return None if text is None else units.parse_nbytes(text)
+    except ValueError as error:
+        raise UsageError("no size", where=f"{path}: disk_limit", found=str(error), remedy='as "20GB"') from error
+
+
+def _resolve(variant: Variant, file: _File, beside: Path, out: Path, path: Path) -> Planned:
+    name = Path(variant.recipe).stem if variant.recipe.endswith(".toml") else variant.recipe
+    repo = (variant.repo or file.repo or "").replace("{recipe}", name)
+    if not is_repo_id(repo):
+        raise UsageError(
+            "no name that the Hub allows",
+            where=f"{path}: variant {name}",
+            found=repo or "none",
+            expected="ORG/NAME, of the variant or with {recipe} of the release",
+            remedy="mend `repo`",
+        )
+    if fault := find_prose_fault(variant.notes):
+        raise UsageError(
+            "cannot stand in a card",
+            where=f"{path}: variant {name}: notes, line {fault.line}",
+            found=fault.found,
+            remedy="close it, or leave it out",
+        )
+    local = beside / variant.recipe
+    return Planned(
+        recipe=str(local) if local.is_file() else variant.recipe,
+        destination=Destination(
+            repo,
+            private=file.private,
+            revision=file.revision,
+            tag=file.tag,
+            public_after_verify=file.public_after_verify,
+        ),
+        folder=out / repo.rpartition("/")[2],
+        notes=variant.notes,
+    )

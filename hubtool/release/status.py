@@ -1,0 +1,91 @@
+"""How far each variant of a release is, by its folder and by what the Hub says."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from hubtool.errors import HubError, VerificationError
+from hubtool.hub.destination import Destination
+from hubtool.hub.finish import default_tag
+from hubtool.hub.patience import PatientHub
+from hubtool.hub.reader import has_record
+from hubtool.hub.upload import find_tag, published_names
+from hubtool.hub.verify import verify
+from hubtool.progress import Watch
+from hubtool.record import read_record
+from hubtool.release.collection import _collection_owner, _find_collection
+from hubtool.release.file import Planned, ReleaseFile
+from hubtool.release.publish import PATIENCE
+
+
+@dataclass(frozen=True)
+class VariantStatus:
+    """How far a variant is.
+
+    Attributes:
+        recipe: Its recipe.
+        repo: Its repo.
+        converted: Whether its folder is finished.
+        published: The commit of the repo that has exactly the folder's files, None if there is none.
+        problems: What the repo lacks or has otherwise, or what else is still to be done with it.
+        tagged: Whether the tag of the release names a commit that has the folder's record.
+    """
+
+    recipe: str
+    repo: str
+    converted: bool
+    published: str | None
+    problems: tuple[str, ...]
+    tagged: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left."""
+        return self.published is not None and self.tagged and not self.problems
+
+
+def release_status(api: HfApi, release: ReleaseFile, watch: Watch) -> list[VariantStatus]:
+    """How far each variant is, by its folder and by what the Hub says.
+
+    Raises:
+        HubError: The Hub refused, or could not be reached.
+    """
+    target = PatientHub(api, PATIENCE, watch.say)
+    return [_variant_status(target, release, planned) for planned in release.variants]
+
+
+def _variant_status(target: PatientHub, release: ReleaseFile, planned: Planned) -> VariantStatus:
+    to, folder = planned.destination, planned.folder
+    record = read_record(folder) if folder.is_dir() else None
+    name = Path(planned.recipe).stem
+    if record is None:
+        return VariantStatus(name, to.repo, False, None, ("not converted",), False)
+    if record.repo is None:
+        return VariantStatus(name, to.repo, True, None, ("not published",), False)
+    # The Hub's hashes of all else are compared with the record, which is one of these.
+    names = [each for each in published_names(record, folder) if each not in record.hashes()]
+    try:
+        seen = verify(target, to.repo, revision=to.revision, folder=folder, names=names)
+        if seen.problems:
+            return VariantStatus(name, to.repo, True, None, seen.problems, False)
+        tagged = find_tag(target, to.repo, to.tag or default_tag(record))
+        whole = tagged is not None and has_record(target, to.repo, tagged, record)
+        left = tuple(_left(target, release, to))
+    except (VerificationError, HubError) as error:
+        return VariantStatus(name, to.repo, True, None, (str(error),), False)
+    return VariantStatus(name, to.repo, True, seen.commit, left, whole)
+
+
+def _left(target: PatientHub, release: ReleaseFile, to: Destination) -> Iterator[str]:
+    """What is still to be done with a repo that has every file."""
+    if to.public_after_verify and target.attempt(to.repo, lambda: target.api.model_info(to.repo)).private:
+        yield "still private"
+    wanted = release.collection
+    if wanted.slug is None and wanted.title is None:
+        return
+    slug = wanted.slug or _find_collection(target, wanted.title, _collection_owner(release))
+    collected = slug and target.attempt(f"collection {slug}", lambda: target.api.get_collection(slug))
+    if not collected or to.repo not in [item.item_id for item in collected.items]:
+        yield f"not in the collection {wanted.slug or wanted.title}"

@@ -1,0 +1,429 @@
+"""`publish --stream`: each shard is sent while it is made, so that none ever lies on this disk.
+
+The header of a shard is known in advance, and pieces come in file order. Only scales and biases lie behind the weight
+whose rows they are made with: those of one module wait in a temporary file. Where xet is off, one shard at a time is
+spooled instead, because LFS wants its hash before its bytes.
+
+    .hubtool/stream/SHARD.json    a shard that was made: its SHA-256, and the errors of its pieces
+    .hubtool/stream/SHARD         its bytes, where it has to be spooled, until it was sent
+    .hubtool/hub/                 what the Hub has of it all
+
+A restart makes and sends only the shards that the Hub does not have. Disk is one module's scales and biases, or one
+shard where xet is off; memory is that of a conversion and what hf_xet buffers.
+"""
+
+import hashlib
+import tempfile
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import numpy as np
+from huggingface_hub import HfApi
+
+from hubtool.card.documents import address, write_documents_of
+from hubtool.checkpoint.measure import measure_files
+from hubtool.checkpoint.remote import HubSource
+from hubtool.checkpoint.source import Source
+from hubtool.checkpoint.tensors import Header, parse_header
+from hubtool.convert.config import write_documents
+from hubtool.convert.convert import Converted
+from hubtool.convert.device import require_backend
+from hubtool.convert.folder import begin_folder, begun_error_rows, check_folder
+from hubtool.convert.job import Effort, Target
+from hubtool.convert.journal import Progress
+from hubtool.convert.piece import ErrorSums, PieceMaker
+from hubtool.convert.record import Findings, hashing, record_findings
+from hubtool.errors import HubError, VerificationError
+from hubtool.files.lock import locked
+from hubtool.files.read import file_sha256
+from hubtool.files.whole import STATE_DIR, write_beside, writing
+from hubtool.guard.machine import this_machine, versions
+from hubtool.hub.blobs import Blobs
+from hubtool.hub.destination import Destination, Place, check_rights, find_place, make_place
+from hubtool.hub.finish import finish
+from hubtool.hub.patience import Patience, PatientHub
+from hubtool.hub.state import Blob, State
+from hubtool.hub.upload import Upload, published_names, release_title
+from hubtool.hub.verify import verify
+from hubtool.hub.xet import is_xet_available
+from hubtool.plan.plan import Piece, Plan, Shard
+from hubtool.progress import Watch
+from hubtool.record import CARD_FILE, Evidence, FileRecord, Record, read_record
+from hubtool.release.prose import adopt_prose, keep_base
+from hubtool.release.publish import PATIENCE, Release, require_private_folder, require_verified
+from hubtool.units import MIB
+
+STREAM_DIR = "stream"
+COPY_NBYTES = 4 * MIB
+
+UNREAD = (
+    "the shards were sent while they were made and never lay on a disk; their hashes and headers are compared with "
+    "what the Hub has, but no value was read back, and the model was neither loaded nor run"
+)
+
+
+class _MadeShard(msgspec.Struct, frozen=True):
+    """What is known of a shard that was made.
+
+    Attributes:
+        plan: Digest of the plan that it was made by.
+        sha256: Of its bytes, as they were made.
+        nbytes: Their number.
+        errors: Squared error and squared weight by piece number, where they were measured.
+        unverified: Files of the source that had been read by then without their hashes having been checked.
+    """
+
+    plan: str
+    sha256: str
+    nbytes: int
+    errors: dict[int, ErrorSums]
+    unverified: frozenset[str] = frozenset()
+
+
+@dataclass
+class Streaming:
+    """One release that is sent while it is made.
+
+    Attributes:
+        api: The Hub.
+        source: The checkpoint.
+        target: A plan, and the folder of state and small files.
+        to: Where to.
+        watch: Told how it goes.
+        effort: How the conversion works.
+        patience: How long failures of the Hub are borne.
+    """
+
+    api: HfApi
+    source: Source
+    target: Target
+    to: Destination
+    watch: Watch
+    effort: Effort = Effort()
+    patience: Patience = PATIENCE
+    _made: dict[str, _MadeShard] = field(default_factory=dict, init=False)
+
+    def publish(self) -> Release:
+        """Make and send what the Hub lacks, then commit all at once, and hold the Hub's files against the plan.
+
+        Raises:
+            HubtoolError: Any stage failed; what was sent stays sent, and the same call goes on.
+        """
+        require_backend()
+        folder = self.target.folder
+        check_folder(self.target, self.source)
+        with locked(folder):
+            self.effort = replace(self.effort, error_rows=begun_error_rows([self.target], self.effort.error_rows))
+            begin_folder(self.target, self.source, self.effort.error_rows)
+            self._state_dir.mkdir(exist_ok=True)
+            place = self._prepare()
+            with hashing(self.source, folder / STATE_DIR) as begin:
+                hashed = begin()
+                sent = self._send_shards(place)
+                record = self._record(sent, hashed)
+            return self._commit(record, sent)
+
+    @cached_property
+    def _hub(self) -> PatientHub:
+        return PatientHub(self.api, self.patience, self.watch.say)
+
+    @property
+    def _state_dir(self) -> Path:
+        return self.target.folder / STATE_DIR / STREAM_DIR
+
+    def _prepare(self) -> Place:
+        """The destination, made if it is not there."""
+        plan = self.target.plan
+        state = State(self.target.folder, self.api.endpoint, self.to.key)
+        title = release_title(plan.recipe.name, plan.digest)
+        with self.watch.stage("check"):
+            found = find_place(self._hub, self.to, state, title)
+            check_rights(self._hub, self.to, found, plan.disk_nbytes)
+            return make_place(self._hub, self.to, state, title, f"{len(plan.shards)} shards")
+
+    def _send_shards(self, place: Place) -> Mapping[str, Blob]:
+        """What the Hub then has of every shard."""
+        plan = self.target.plan
+        state = State(self.target.folder, self.api.endpoint, self.to.key)
+        blobs = Blobs(self._hub, self.to.repo, place.revision, state)
+        held = blobs.held()
+        for shard in plan.shards:
+            made = self._read_made(shard)
+            if made is not None:
+                self._made[shard.file] = made
+        sent = {name: held[name] for name, made in self._made.items() if _is(made, held.get(name))}
+        left = [index for index, shard in enumerate(plan.shards) if shard.file not in sent]
+        if not left:
+            self.watch.say(f"{self.to.repo} has every shard already: nothing to send")
+            return sent
+        total = sum(plan.shards[index].nbytes for index in left)
+        with (
+            ShardMaker(self.source, plan, self.effort, self._state_dir) as maker,
+            self.watch.stage("stream", total) as advance,
+        ):
+            self.source.prepare(maker.files_of(left))
+            try:
+                for index in left:
+                    sent[plan.shards[index].file] = self._send_shard(maker, index, blobs, advance)
+                    maker.release(index)
+            except BaseException:
+                self.source.stop()  # or a thread that waits for it would hold up the shutdown
+                raise
+        return sent
+
+    def _send_shard(self, maker: "ShardMaker", index: int, blobs: Blobs, advance: Callable[[int, str], None]) -> Blob:
+        shard = self.target.plan.shards[index]
+        spool = self._state_dir / shard.file
+        meter = _Meter(shard.file, advance)
+
+        def chunks() -> Iterator[bytes]:
+            return meter.through(self._noted(shard, maker.chunks(index)))
+
+        if is_xet_available():
+            blob = blobs.send_stream(shard.file, chunks)
+        else:
+            if shard.file not in self._made or not spool.is_file():
+                _write_spool(spool, chunks())
+            expected = self._made[shard.file].sha256
+            blob = blobs.send_file(shard.file, spool, expected, lambda name, nbytes: None)
+            spool.unlink()
+        made = self._made[shard.file]
+        if not _is(made, blob):
+            raise HubError(
+                "what was sent is not what was made",
+                where=f"{self.to.repo}: {shard.file}",
+                found=f"sha256 {blob.sha256}, {blob.nbytes} bytes",
+                expected=f"sha256 {made.sha256}, {made.nbytes} bytes",
+                remedy="run it again; if it stays so, check this machine's memory",
+            )
+        return blob
+
+    def _noted(self, shard: Shard, chunks: Iterator[tuple[bytes, Mapping[int, ErrorSums]]]) -> Iterator[bytes]:
+        """The bytes of a shard; when the last was taken, what they came to is written down."""
+        digest, nbytes, errors = hashlib.sha256(), 0, dict[int, ErrorSums]()
+        for chunk, measured in chunks:
+            digest.update(chunk)
+            nbytes += len(chunk)
+            errors |= measured
+            yield chunk
+        made = _MadeShard(self.target.plan.digest, digest.hexdigest(), nbytes, errors, self.source.unverified)
+        write_beside(self._state_dir / f"{shard.file}.json", msgspec.json.encode(made))
+        self._made[shard.file] = made
+
+    def _read_made(self, shard: Shard) -> _MadeShard | None:
+        path = self._state_dir / f"{shard.file}.json"
+        if not path.is_file():
+            return None
+        made = msgspec.json.decode(path.read_bytes(), type=_MadeShard)
+        return made if made.plan == self.target.plan.digest and made.nbytes == shard.nbytes else None
+
+    def _record(self, sent: Mapping[str, Blob], source_files: Future[tuple[FileRecord, ...]]) -> Record:
+        """The record of what was sent, and the small files beside it; that of an earlier run if nothing has changed."""
+        plan, folder = self.target.plan, self.target.folder
+        shards = [FileRecord(name=name, sha256=blob.sha256, nbytes=blob.nbytes) for name, blob in sent.items()]
+        documents = [_file_record(folder / name) for name in write_documents(self.source, plan, folder)]
+        files = tuple(sorted([*shards, *documents], key=lambda file: file.name))
+        earlier = read_record(folder)
+        if earlier is not None and earlier.files == files:
+            return earlier
+        headers = {shard.file: planned_header(shard) for shard in plan.shards}
+        measurement = measure_files(headers, files, lambda name: (folder / name).read_bytes(), None)
+        errors = {number: sums for made in self._made.values() for number, sums in made.errors.items()}
+        unverified = {file for made in self._made.values() for file in made.unverified}
+        progress = Progress(errors=errors, unverified=unverified)
+        findings = Findings(folder, source_files.result(), measurement, files, progress, self.effort.error_rows)
+        record = record_findings(self.source, plan, findings)
+        record = msgspec.structs.replace(record, evidence=(_unread(record),))
+        write_documents_of(folder, record)
+        return record
+
+    def _commit(self, record: Record, sent: Mapping[str, Blob]) -> Release:
+        folder, to = self.target.folder, self.to
+        if record.repo != to.repo:
+            record = address(folder, record, to.repo)
+        if adopt_prose(self._hub, folder, record, to, write=True):
+            self.watch.say(f"{folder / CARD_FILE}: took in what was written on the page of {to.repo}")
+        require_private_folder(folder, record, to.repo, [name for name in sent])
+        upload = Upload(self._hub, folder, record, to, sent)
+        with self.watch.stage("upload") as advance:
+            published = upload.run(lambda name, nbytes: advance(0, name))
+        keep_base(folder, self.api.endpoint, to.key, (folder / CARD_FILE).read_bytes())
+        with self.watch.stage("verify"):
+            here = [name for name in published_names(record, folder) if name not in sent]
+            verification = verify(self._hub, to.repo, revision=published.commit, folder=folder, names=here)
+            require_verified(verification)
+            self._compare_headers(published.commit)
+            tag = finish(self._hub, to, record, published)
+        return Release(Converted(folder, record, fresh=published.changed), published, verification, tag)
+
+    def _compare_headers(self, commit: str) -> None:
+        """Raise VerificationError if a header on the Hub, read there in part, is not the planned one."""
+        plan = self.target.plan
+        found = HubSource(self.to.repo, commit, api=self.api).headers([shard.file for shard in plan.shards])
+        wrong = [shard.file for shard in plan.shards if found[shard.file] != planned_header(shard)]
+        if wrong:
+            raise VerificationError(
+                "headers on the Hub are not those that were planned", where=self.to.repo, found=", ".join(wrong)
+            )
+
+
+def planned_header(shard: Shard) -> Header:
+    """The header that a shard of the plan has."""
+    return parse_header(shard.header[8:], shard.file, shard.nbytes)
+
+
+class ShardMaker:
+    """Makes the bytes of shards in file order, with the threads of one `with`.
+
+    Args:
+        source: The checkpoint.
+        plan: The plan.
+        effort: How the conversion works.
+        spool: A folder for one module's scales and biases.
+    """
+
+    def __init__(self, source: Source, plan: Plan, effort: Effort, spool: Path) -> None:
+        self._source = source
+        self._plan = plan
+        self._jobs = effort.affordable_jobs([plan])
+        self._error_rows = effort.error_rows
+        self._spool = spool
+        self._local = threading.local()
+        self._pieces: dict[int, list[tuple[int, Piece]]] = {}
+        for number, piece in enumerate(plan.pieces()):
+            self._pieces.setdefault(piece.step, []).append((number, piece))
+        self._steps = [
+            [number for number, step in enumerate(plan.steps) if any(out.shard == index for out in step.outputs)]
+            for index in range(len(plan.shards))
+        ]
+        self._needs: Counter[str] = Counter()
+        self._makers = ThreadPoolExecutor(self._jobs, "hubtool-make")
+
+    def __enter__(self) -> "ShardMaker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._makers.shutdown(cancel_futures=True)
+
+    def files_of(self, shards: Sequence[int]) -> list[str]:
+        """The files of the source that these shards are made of, in the order of need; they are held until released."""
+        self._needs = Counter(file for index in shards for file in self._files(index))
+        return list(self._needs)
+
+    def release(self, index: int) -> None:
+        """A shard was sent: let go of the files that none of the others needs."""
+        for file in self._files(index):
+            self._needs[file] -= 1
+            if not self._needs[file]:
+                self._source.release(file)
+
+    def _files(self, index: int) -> list[str]:
+        parts = [part for step in self._steps[index] for part in self._plan.steps[step].parameter.parts]
+        names = [name for part in parts for name in (part.weight, part.scale) if name is not None]
+        return list(dict.fromkeys(self._source.tensors[name].file for name in names))
+
+    def chunks(self, index: int) -> Iterator[tuple[bytes, Mapping[int, ErrorSums]]]:
+        """The bytes of a shard in file order, each with the errors of pieces that were measured with it."""
+        shard = self._plan.shards[index]
+        yield shard.header, {}
+        for step in self._steps[index]:
+            yield from self._step_chunks(index, step)
+
+    def _step_chunks(self, index: int, number: int) -> Iterator[tuple[bytes, Mapping[int, ErrorSums]]]:
+        """The outputs of a step that lie in a shard: the first straight on, the others spooled until it is whole."""
+        step = self._plan.steps[number]
+        first, *others = [at for at, output in enumerate(step.outputs) if output.shard == index]
+        spools: dict[int, IO[bytes]] = {}
+        try:
+            for at in others:
+                spools[at] = tempfile.TemporaryFile(dir=self._spool)
+            for piece, arrays, error in self._made(number, [first, *others]):
+                for at, spool in spools.items():
+                    with writing(self._spool):
+                        spool.write(arrays[at])
+                yield arrays[first], {} if error is None else {piece: error}
+            for spool in spools.values():
+                spool.seek(0)
+                while chunk := spool.read(COPY_NBYTES):
+                    yield chunk, {}
+        finally:
+            for spool in spools.values():
+                spool.close()
+
+    def _made(self, number: int, wanted: Sequence[int]) -> Iterator[tuple[int, Mapping[int, bytes], ErrorSums | None]]:
+        """Number, wanted outputs and error of the pieces of a step, in order; two a job are begun at any time."""
+        waiting: deque[tuple[int, Future[tuple[Mapping[int, bytes], ErrorSums | None]]]] = deque()
+        for piece_number, piece in self._pieces[number]:
+            waiting.append((piece_number, self._makers.submit(self._make, piece, wanted)))
+            if len(waiting) >= 2 * self._jobs:
+                done, future = waiting.popleft()
+                yield done, *future.result()
+        for done, future in waiting:
+            yield done, *future.result()
+
+    def _make(self, piece: Piece, wanted: Sequence[int]) -> tuple[Mapping[int, bytes], ErrorSums | None]:
+        if not hasattr(self._local, "maker"):
+            self._local.maker = PieceMaker(self._source, self._error_rows)
+        (made,) = self._local.maker.make(piece, [self._plan.steps[piece.step]])
+        # The maker's buffers are used again for the next piece.
+        return {at: np.ascontiguousarray(made.arrays[at]).tobytes() for at in wanted}, made.error
+
+
+class _Meter:
+    """Tells how many bytes of a shard were made that had not been made before."""
+
+    def __init__(self, name: str, advance: Callable[[int, str], None]) -> None:
+        self._name = name
+        self._advance = advance
+        self._highest = 0
+
+    def through(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """The same bytes."""
+        done = 0
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+            if done > self._highest:
+                self._advance(done - self._highest, self._name)
+                self._highest = done
+
+
+def _is(made: _MadeShard, blob: Blob | None) -> bool:
+    return blob is not None and (blob.sha256, blob.nbytes) == (made.sha256, made.nbytes)
+
+
+def _write_spool(path: Path, chunks: Iterator[bytes]) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("wb") as file:
+        for chunk in chunks:
+            with writing(path):
+                file.write(chunk)
+    beside.rename(path)
+
+
+def _file_record(path: Path) -> FileRecord:
+    return FileRecord(name=path.name, sha256=file_sha256(path), nbytes=path.stat().st_size)
+
+
+def _unread(record: Record) -> Evidence:
+    """What was not validated, and why."""
+    return Evidence(
+        check="integrity",
+        outcome="not_run",
+        detail=UNREAD,
+        figures={},
+        machine=this_machine(),
+        versions=versions(()),
+        command="hubtool publish --stream",
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=0.0,
+        subject=record.subject,
+    )
