@@ -36,7 +36,7 @@ from hubtool.checkpoint.identity import Identity
 from hubtool.checkpoint.source import Checkpoint
 from hubtool.checkpoint.tensors import Header, StoredTensor, encode_header, parse_header
 from hubtool.cli.console import Console
-from hubtool.convert.job import Effort, Target
+from hubtool.convert.job import Effort, Job
 from hubtool.hub.client import make_api
 from hubtool.hub.destination import Destination
 from hubtool.plan.plan import SHARD_NBYTES, make_plan, plan_source
@@ -215,8 +215,8 @@ def main() -> None:
         print(f"{plan.nbytes:,} bytes of tensors in {len(plan.shards)} shards, {plan.effective_bits:.3f} bits")
         begun = time.monotonic()
         with rehearsal(work / "hub") as (endpoint, token), Most(work) as disk:
-            api, target = make_api(endpoint, token), Target(plan, work / "out")
-            release = Streaming(api, source, target, Destination(REPO), Console(), Effort(options.jobs)).publish()
+            api, job = make_api(endpoint, token), Job(plan, work / "out")
+            release = Streaming(api, source, job, Destination(REPO), Console(), Effort(options.jobs)).publish()
         print(f"{release.published.files} files, verified at {release.published.commit}")
         seconds = time.monotonic() - begun
         unit = 1 if sys.platform == "darwin" else 1024

@@ -48,7 +48,7 @@ def command(
     """Convert a checkpoint into a folder that is ready to publish, or into several at once."""
     from hubtool.checkpoint.open import open_source
     from hubtool.convert.convert import convert_sources
-    from hubtool.convert.job import Target
+    from hubtool.convert.job import Job
     from hubtool.plan.plan import plan_source
 
     if (out is None) == (out_root is None) or (out and len(recipes) > 1):
@@ -59,10 +59,10 @@ def command(
         open_source(source, base_model, out=download_to, disk_limit=disk_limit, keep_source=keep_source)
     ) as opened:
         plans = plan_source(opened, recipes)
-        targets = [Target(plan, out or Path(out_root or "", plan.recipe.name)) for plan in plans]
-        if len({target.folder for target in targets}) < len(targets):
+        work = [Job(plan, out or Path(out_root or "", plan.recipe.name)) for plan in plans]
+        if len({job.folder for job in work}) < len(work):
             raise UsageError("two recipes of one name", where="--recipe", found=", ".join(recipes))
-        converted = convert_sources(opened, targets, effort, console)
+        converted = convert_sources(opened, work, effort, console)
     documents = [converted_document(each) for each in converted]
     console.answer(
         documents if out_root else documents[0], lambda: "\n".join(converted_text(each) for each in converted)

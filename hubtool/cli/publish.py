@@ -172,7 +172,7 @@ class _Run:
 
     def publish(self) -> None:
         from hubtool.convert.convert import convert_sources
-        from hubtool.convert.job import Target
+        from hubtool.convert.job import Job
         from hubtool.release.publish import addressed, foresee, publish_folder
         from hubtool.release.signing import sign
 
@@ -180,7 +180,7 @@ class _Run:
         self._hub.confirm([self._to.repo])
         with self._hub.open(self._folder) as api:
             foresee(api, self._plan, self._folder, self._to, console)
-        (converted,) = convert_sources(self._source, [Target(self._plan, self._folder)], self._effort, console)
+        (converted,) = convert_sources(self._source, [Job(self._plan, self._folder)], self._effort, console)
         if self._sign_key is not None:
             converted = addressed(converted, self._to.repo)
             sign(converted.folder, converted.record, self._sign_key)
@@ -188,22 +188,22 @@ class _Run:
             self._answer(publish_folder(api, converted, self._to, console))
 
     def stream(self) -> None:
-        from hubtool.convert.job import Target
+        from hubtool.convert.job import Job
         from hubtool.release.stream import Streaming
 
         self._hub.confirm([self._to.repo])
-        target = Target(self._plan, self._folder)
+        job = Job(self._plan, self._folder)
         with self._hub.open(self._folder) as api:
-            streaming = Streaming(api, self._source, target, self._to, self._hub.console, self._effort)
+            streaming = Streaming(api, self._source, job, self._to, self._hub.console, self._effort)
             self._answer(streaming.publish())
 
     def look(self) -> None:
-        from hubtool.convert.job import Target
+        from hubtool.convert.job import Job
         from hubtool.release.publish import look
 
-        target = Target(self._plan, self._folder)
+        job = Job(self._plan, self._folder)
         with self._hub.open(self._folder) as api:
-            converted, outlook = look(api, self._source, target, self._to, self._hub.console)
+            converted, outlook = look(api, self._source, job, self._to, self._hub.console)
         document = {"converted": converted} | outlook_document(self._to, outlook)
         self._hub.console.answer(document, lambda: outlook_text(self._to, outlook))
 

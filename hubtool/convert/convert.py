@@ -17,7 +17,7 @@ from hubtool.checkpoint.source import Source
 from hubtool.convert.config import write_documents
 from hubtool.convert.engine import convert
 from hubtool.convert.folder import begun_error_rows, check_disks, check_folder
-from hubtool.convert.job import Effort, Target
+from hubtool.convert.job import Effort, Job
 from hubtool.convert.journal import Journal, Progress
 from hubtool.convert.record import hashing, make_record
 from hubtool.files.lock import locked
@@ -39,48 +39,48 @@ class Converted:
 
 def convert_source(source: Source, plan: Plan, folder: Path, jobs: int, watch: Watch) -> Converted:
     """Make the finished folder of one plan: see `convert_sources`."""
-    return convert_sources(source, [Target(plan, folder)], Effort(jobs), watch)[0]
+    return convert_sources(source, [Job(plan, folder)], Effort(jobs), watch)[0]
 
 
-def convert_sources(source: Source, targets: Sequence[Target], effort: Effort, watch: Watch) -> list[Converted]:
-    """Make the finished folder of each target in one pass over the source, or find that it is there.
+def convert_sources(source: Source, work: Sequence[Job], effort: Effort, watch: Watch) -> list[Converted]:
+    """Make the finished folder of each job in one pass over the source, or find that it is there.
 
     Raises:
         HubtoolError: Any stage failed; what was done is kept, and the same call goes on.
     """
     # What the Hub would refuse is noticed before the work, not after it.
     check_publishable(source_metadata(source), source.identity.repo)
-    there = {target.folder: finished(source, target.plan, target.folder) for target in targets}
-    missing = [target for target in targets if there[target.folder] is None]
+    there = {job.folder: finished(source, job.plan, job.folder) for job in work}
+    missing = [job for job in work if there[job.folder] is None]
     if missing:
         there |= _make_missing(source, missing, effort, watch)
     converted = []
-    for target in targets:
-        record = there[target.folder]
-        assert record is not None, target.folder
-        fresh = target in missing
+    for job in work:
+        record = there[job.folder]
+        assert record is not None, job.folder
+        fresh = job in missing
         if not fresh:
-            watch.say(f"{target.folder} is finished: nothing to convert")
-            record = _identify(target.folder, record, source.identity, watch)
-        converted.append(Converted(target.folder, record, fresh))
+            watch.say(f"{job.folder} is finished: nothing to convert")
+            record = _identify(job.folder, record, source.identity, watch)
+        converted.append(Converted(job.folder, record, fresh))
     return converted
 
 
-def _make_missing(source: Source, targets: Sequence[Target], effort: Effort, watch: Watch) -> Mapping[Path, Record]:
-    """Convert and finish all targets, whose folders are held from the first byte to the record."""
-    jobs = effort.affordable_jobs([target.plan for target in targets])
+def _make_missing(source: Source, work: Sequence[Job], effort: Effort, watch: Watch) -> Mapping[Path, Record]:
+    """Convert and finish all work, whose folders are held from the first byte to the record."""
+    jobs = effort.affordable_jobs([job.plan for job in work])
     if jobs < effort.jobs:
         watch.say(f"--memory-limit leaves room for {jobs} of {effort.jobs} jobs")
-    check_disks(source, targets)
+    check_disks(source, work)
     with ExitStack() as stack:
-        for target in targets:
-            stack.enter_context(locked(target.folder))
-        error_rows = begun_error_rows(targets, effort.error_rows)
+        for job in work:
+            stack.enter_context(locked(job.folder))
+        error_rows = begun_error_rows(work, effort.error_rows)
         if error_rows != effort.error_rows:
             watch.say(f"the error is measured as the run did that began here: {_spoken_sample(error_rows)}")
-        files = _convert_missing(source, targets, Effort(jobs, None, error_rows), watch)
+        files = _convert_missing(source, work, Effort(jobs, None, error_rows), watch)
         with watch.stage("measure"):
-            return {target.folder: finish_folder(source, target, files, error_rows, watch) for target in targets}
+            return {job.folder: finish_folder(source, job, files, error_rows, watch) for job in work}
 
 
 def _spoken_sample(error_rows: int) -> str:
@@ -107,13 +107,13 @@ def _identify(folder: Path, record: Record, identity: Identity, watch: Watch) ->
     return identified
 
 
-def _convert_missing(source: Source, targets: Sequence[Target], effort: Effort, watch: Watch) -> tuple[FileRecord, ...]:
-    """Write the shards of all targets, and meanwhile hash the source; the source's files."""
-    state = targets[0].folder / STATE_DIR
-    total = sum(target.plan.nbytes for target in targets)
+def _convert_missing(source: Source, work: Sequence[Job], effort: Effort, watch: Watch) -> tuple[FileRecord, ...]:
+    """Write the shards of all work, and meanwhile hash the source; the source's files."""
+    state = work[0].folder / STATE_DIR
+    total = sum(job.plan.nbytes for job in work)
     with hashing(source, state) as begin, watch.stage("convert", total) as advance:
         files: Future[tuple[FileRecord, ...]] | None = None
-        with closing(convert(source, targets, effort.jobs, effort.error_rows, watch.say)) as steps:
+        with closing(convert(source, work, effort.jobs, effort.error_rows, watch.say)) as steps:
             for step in steps:
                 files = files or begin()
                 advance(step.nbytes, step.label, found=step.found)
@@ -121,17 +121,17 @@ def _convert_missing(source: Source, targets: Sequence[Target], effort: Effort, 
 
 
 def finish_folder(
-    source: Source, target: Target, source_files: tuple[FileRecord, ...], error_rows: int, watch: Watch
+    source: Source, job: Job, source_files: tuple[FileRecord, ...], error_rows: int, watch: Watch
 ) -> Record:
-    """Add to the shards of a target all other files, the record last; what is then recorded.
+    """Add to the shards of a job all other files, the record last; what is then recorded.
 
     Raises:
         OutputError: What was measured is not what was planned; the source has changed since the folder was begun.
     """
-    check_folder(target, source)
-    plan, folder = target.plan, target.folder
+    check_folder(job, source)
+    plan, folder = job.plan, job.folder
     published = {*write_documents(source, plan, folder), *(shard.file for shard in plan.shards)}
-    record = _keep_evidence(read_record(folder), make_record(source, target, source_files, published, error_rows))
+    record = _keep_evidence(read_record(folder), make_record(source, job, source_files, published, error_rows))
     if record.source.unverified:
         watch.say(
             f"{folder}: parts of {len(record.source.unverified)} source files were read straight from the Hub for want "
@@ -163,7 +163,7 @@ def finished(source: Source, plan: Plan, folder: Path) -> Record | None:
     Raises:
         OutputError: The folder belongs to another plan or source.
     """
-    check_folder(Target(plan, folder), source)
+    check_folder(Job(plan, folder), source)
     record = read_record(folder) if folder.is_dir() else None
     if record is None or record.plan.digest != plan.digest:
         return None

@@ -21,7 +21,7 @@ from hubtool import units
 from hubtool.checkpoint.source import Source
 from hubtool.convert.device import require_backend
 from hubtool.convert.folder import begin_folder, begun_error_rows, check_disks, check_folder
-from hubtool.convert.job import ERROR_ROWS, Target
+from hubtool.convert.job import ERROR_ROWS, Job
 from hubtool.convert.journal import Journal, Progress
 from hubtool.convert.piece import Made, PieceMaker
 from hubtool.convert.shard import PartialShard
@@ -42,19 +42,19 @@ class Advance:
 
 def convert(
     source: Source,
-    targets: Sequence[Target],
+    work: Sequence[Job],
     jobs: int = 2,
     error_rows: int = ERROR_ROWS,
     say: Callable[[str], None] = lambda text: None,
 ) -> Generator[Advance, None, None]:
-    """Carry out each target's plan, yielding every step forward; the caller's loop is the progress bar.
+    """Carry out each job's plan, yielding every step forward; the caller's loop is the progress bar.
 
-    A target that was begun goes on where it stopped. Afterwards `Journal(folder).load()` has every shard's SHA-256 and
+    A job that was begun goes on where it stopped. Afterwards `Journal(folder).load()` has every shard's SHA-256 and
     the sums of every piece's error. Peak memory is about `jobs` pieces: see `Plan.peak_nbytes`.
 
     Args:
         source: The checkpoint.
-        targets: Plans of one model over this source, and a folder for each.
+        work: Plans of one model over this source, and a folder for each.
         jobs: Pieces that are made at once.
         error_rows: Every how many-th row's error is measured: 1 for all, 0 for none. A folder that was begun goes on as
             it was: see `begun_error_rows`.
@@ -65,14 +65,14 @@ def convert(
         SourceError: The source cannot be read, or holds a NaN.
     """
     require_backend()
-    for target in targets:
-        check_folder(target, source)
-    check_disks(source, targets)
+    for job in work:
+        check_folder(job, source)
+    check_disks(source, work)
     with ExitStack() as stack:
-        for target in targets:
-            stack.enter_context(locked(target.folder))
-        error_rows = begun_error_rows(targets, error_rows)
-        folders = [stack.enter_context(_opened(target, source, error_rows)) for target in targets]
+        for job in work:
+            stack.enter_context(locked(job.folder))
+        error_rows = begun_error_rows(work, error_rows)
+        folders = [stack.enter_context(_opened(job, source, error_rows)) for job in work]
         for folder in folders:
             yield from folder.resume(say)
         yield from _Run(source, folders, jobs, error_rows).advance()
@@ -82,14 +82,14 @@ def convert(
 
 
 @contextmanager
-def _opened(target: Target, source: Source, error_rows: int) -> Iterator["_Folder"]:
-    """The state of a target's folder, which is held; what it was before that may have changed."""
-    check_folder(target, source)
-    begin_folder(target, source, error_rows)
-    journal = Journal(target.folder)
+def _opened(job: Job, source: Source, error_rows: int) -> Iterator["_Folder"]:
+    """The state of a job's folder, which is held; what it was before that may have changed."""
+    check_folder(job, source)
+    begin_folder(job, source, error_rows)
+    journal = Journal(job.folder)
     with writing(journal.partial):
         journal.partial.mkdir(exist_ok=True)
-    folder = _Folder(target, journal)
+    folder = _Folder(job, journal)
     try:
         yield folder
     finally:
@@ -97,24 +97,24 @@ def _opened(target: Target, source: Source, error_rows: int) -> Iterator["_Folde
 
 
 class _Folder:
-    """A target at work.
+    """A job at work.
 
     Attributes:
-        target: Its plan and folder.
+        job: Its plan and folder.
         journal: Its state.
         todo: Numbers of the pieces that are left.
         shards: The shards that are not complete, by index.
     """
 
-    def __init__(self, target: Target, journal: Journal) -> None:
-        self.target = target
+    def __init__(self, job: Job, journal: Journal) -> None:
+        self.job = job
         self.journal = journal
         self.todo: set[int] = set()
         self.shards: dict[int, PartialShard] = {}
 
     def resume(self, say: Callable[[str], None]) -> Iterator[Advance]:
         """Find out what is done, and believe of an unfinished shard only what its bytes say too; `say` what is not."""
-        plan, progress = self.target.plan, self.journal.load()
+        plan, progress = self.job.plan, self.journal.load()
         for index, shard in enumerate(plan.shards):
             if self._is_finished(shard, progress, say):
                 yield Advance(shard.data_nbytes, shard.file, found=True)
@@ -132,11 +132,11 @@ class _Folder:
                 unfinished = [self.shards[output.shard] for output in step.outputs if output.shard in self.shards]
                 damaged.update({shard.path.name for shard in unfinished if known and shard.begun})
         for file, pieces in damaged.items():
-            say(f"{self.target.folder}: {units.format_count(pieces)} pieces of {file} are damaged, and are made again")
+            say(f"{self.job.folder}: {units.format_count(pieces)} pieces of {file} are damaged, and are made again")
 
     def _is_finished(self, shard: Shard, progress: Progress, say: Callable[[str], None]) -> bool:
         """Whether a shard has its name and its bytes; one that was touched is hashed again, a wrong one is removed."""
-        final = self.target.folder / shard.file
+        final = self.job.folder / shard.file
         if progress.sha256(final) is not None:
             return True
         sha256, _ = progress.shards.get(shard.file, (None, 0))
@@ -173,7 +173,7 @@ class _Folder:
 
     def write(self, number: int, piece: Piece, made: Made, unverified: frozenset[str]) -> Advance:
         """Write what a piece came to, and write that down, and what of the source is `unverified` before that."""
-        step = self.target.plan.steps[piece.step]
+        step = self.job.plan.steps[piece.step]
         for output, view in zip(step.outputs, made.views, strict=True):
             offset, nbytes = step.output_range(output, piece)
             assert len(view) == nbytes, (step.parameter.path, len(view), nbytes)
@@ -192,9 +192,9 @@ class _Folder:
         shard.sync()
         shard.close()
         self.journal.shard_done(shard.path, sha256)
-        with writing(self.target.folder / shard.path.name):
-            shard.path.rename(self.target.folder / shard.path.name)
-            sync_folder(self.target.folder)
+        with writing(self.job.folder / shard.path.name):
+            shard.path.rename(self.job.folder / shard.path.name)
+            sync_folder(self.job.folder)
         return True
 
     def stop(self) -> None:
@@ -217,7 +217,7 @@ class _Run:
         self._folders = folders
         self._jobs = jobs
         self._error_rows = error_rows
-        self._plan = folders[0].target.plan
+        self._plan = folders[0].job.plan
         self._local = threading.local()
         self._needs = self._shards_by_source_file()
         self._hashing: dict[Future[bool], tuple[_Folder, int]] = {}
@@ -258,7 +258,7 @@ class _Run:
         """Make one piece, and write it into each folder that lacks it."""
         if not hasattr(self._local, "maker"):
             self._local.maker = PieceMaker(self._source, self._error_rows)
-        made = self._local.maker.make(piece, [folder.target.plan.steps[piece.step] for folder in folders])
+        made = self._local.maker.make(piece, [folder.job.plan.steps[piece.step] for folder in folders])
         unverified = self._source.unverified
         return [folder.write(number, piece, each, unverified) for folder, each in zip(folders, made, strict=True)]
 
@@ -296,7 +296,7 @@ class _Run:
                 (index, output.shard)
                 for index, folder in enumerate(self._folders)
                 if number in folder.todo
-                for output in folder.target.plan.steps[piece.step].outputs
+                for output in folder.job.plan.steps[piece.step].outputs
                 if output.shard in folder.shards
             }
             parts = self._plan.steps[piece.step].parameter.parts if shards else ()

@@ -11,7 +11,7 @@ import msgspec
 from hubtool import units
 from hubtool.checkpoint.source import CONFIG_FILE, Source
 from hubtool.convert.device import require_backend
-from hubtool.convert.job import ERROR_ROWS, Target
+from hubtool.convert.job import ERROR_ROWS, Job
 from hubtool.convert.journal import Journal
 from hubtool.errors import OutputError
 from hubtool.files.formats import parse_json
@@ -56,9 +56,9 @@ def source_signature(source: Source) -> str:
     return digest.hexdigest()
 
 
-def check_folder(target: Target, source: Source) -> None:
+def check_folder(job: Job, source: Source) -> None:
     """Raise OutputError if the folder is not empty and was not begun with the same plan and source."""
-    folder = target.folder
+    folder = job.folder
     if not holds_anything(folder):
         return
     begun = read_origin(folder)
@@ -68,7 +68,7 @@ def check_folder(target: Target, source: Source) -> None:
             where=folder,
             remedy="give another --out, or empty it",
         )
-    changes = describe_change(begun, make_origin(target.plan, source))
+    changes = describe_change(begun, make_origin(job.plan, source))
     if changes.keys() <= {"backend", "mlx"} and (folder / RECORD_FILE).is_file():
         return  # nothing is left to be made
     if changes:
@@ -88,7 +88,7 @@ def make_origin(plan: Plan, source: Source, error_rows: int = ERROR_ROWS) -> Ori
     return Origin(plan.digest, source_signature(source), BYTE_FORMAT, backend, mlx, error_rows, source.identity.commit)
 
 
-def begun_error_rows(targets: Sequence[Target], error_rows: int) -> int:
+def begun_error_rows(work: Sequence[Job], error_rows: int) -> int:
     """Every how many-th row's error is measured: as the first run in these folders did, else `error_rows`.
 
     Measuring can be given up at any time: 0 stays 0.
@@ -98,39 +98,39 @@ def begun_error_rows(targets: Sequence[Target], error_rows: int) -> int:
     """
     if not error_rows:
         return 0
-    origins = [read_origin(target.folder) for target in targets]
+    origins = [read_origin(job.folder) for job in work]
     begun = {origin.error_rows for origin in origins if origin is not None}
     if len(begun) > 1:
         raise OutputError(
             "folders that were begun with different --measure-error",
-            where=", ".join(str(target.folder) for target in targets),
+            where=", ".join(str(job.folder) for job in work),
             remedy="convert them one at a time",
         )
     return begun.pop() if begun else error_rows
 
 
-def begin_folder(target: Target, source: Source, error_rows: int) -> None:
-    """Write down what a target's folder, which is held, is made from, and every how many-th row's error is measured."""
-    begun = read_origin(target.folder)
+def begin_folder(job: Job, source: Source, error_rows: int) -> None:
+    """Write down what a job's folder, which is held, is made from, and every how many-th row's error is measured."""
+    begun = read_origin(job.folder)
     if begun is None:
-        write_origin(target.folder, make_origin(target.plan, source, error_rows))
+        write_origin(job.folder, make_origin(job.plan, source, error_rows))
     elif begun.error_rows != error_rows:
-        write_origin(target.folder, msgspec.structs.replace(begun, error_rows=error_rows))
+        write_origin(job.folder, msgspec.structs.replace(begun, error_rows=error_rows))
 
 
-def check_disks(source: Source, targets: Sequence[Target]) -> None:
+def check_disks(source: Source, work: Sequence[Job]) -> None:
     """Raise OutputError if a disk has too little room for what is left to write on it.
 
-    What is fetched of the source is counted where the first target lies.
+    What is fetched of the source is counted where the first job lies.
     """
     needed: dict[int, int] = {}
-    for number, target in enumerate(targets):
-        folder = target.folder
+    for number, job in enumerate(work):
+        folder = job.folder
         shards = [*folder.glob("*.safetensors"), *Journal(folder).partial.glob("*.safetensors")]
         there = sum(path.stat().st_blocks * 512 for path in shards) - (0 if number else source.disk_nbytes)
         place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         device = place.stat().st_dev
-        needed[device] = needed.get(device, 0) + target.plan.disk_nbytes - there
+        needed[device] = needed.get(device, 0) + job.plan.disk_nbytes - there
         free = shutil.disk_usage(place).free
         if needed[device] > free:
             raise OutputError(

@@ -47,7 +47,7 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Job:
     """A plan and the folder it is carried out in."""
 
     plan: Plan

@@ -19,7 +19,7 @@ from hubtool.checkpoint.metadata import source_metadata
 from hubtool.checkpoint.source import CONFIG_FILE, INDEX_FILE, Source, stopped
 from hubtool.convert.config import carried_files
 from hubtool.convert.device import require_backend
-from hubtool.convert.job import Target
+from hubtool.convert.job import Job
 from hubtool.convert.journal import Journal, Progress
 from hubtool.errors import OutputError
 from hubtool.files.whole import write_beside
@@ -85,7 +85,7 @@ def hash_source(source: Source, state: Path, ended: threading.Event | None = Non
 
 def make_record(
     source: Source,
-    target: Target,
+    job: Job,
     source_files: tuple[FileRecord, ...],
     published: Collection[str],
     error_rows: int,
@@ -97,7 +97,7 @@ def make_record(
     Raises:
         OutputError: What was measured is not what was planned.
     """
-    plan, folder = target.plan, target.folder
+    plan, folder = job.plan, job.folder
     progress = Journal(folder).load()
     known = {shard.file: progress.sha256(folder / shard.file) for shard in plan.shards}
     measurement = measure(folder, None, {file: sha256 for file, sha256 in known.items() if sha256})

@@ -1,4 +1,4 @@
-"""What was done towards one target, kept in `.hubtool/hub/` of the output folder.
+"""What was done towards one destination, kept in `.hubtool/hub/` of the output folder.
 
 It is a hint for the next run, never the truth: the Hub is asked before any of it is relied on.
 """
@@ -25,28 +25,28 @@ class Blob(msgspec.Struct, frozen=True):
 
 
 class _Kept(msgspec.Struct):
-    target: str
+    destination: str
     pull_request: int | None = None
     blobs: dict[str, Blob] = {}
 
 
 @dataclass
 class State:
-    """What is kept of one target.
+    """What is kept of one destination.
 
     Args:
         folder: The output folder.
         endpoint: The Hub.
-        target: The repo, and what of it.
+        destination: The repo, and what of it.
     """
 
     folder: Path
     endpoint: str
-    target: str
+    destination: str
 
     def __post_init__(self) -> None:
         """Read what an earlier run has left."""
-        name = f"{_host(self.endpoint)}/{self.target}"
+        name = f"{_host(self.endpoint)}/{self.destination}"
         self._path = self.folder / STATE_DIR / HUB_DIR / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
         self._kept = _Kept(name)
         if self._path.is_file():

@@ -5,27 +5,27 @@ from hubtool.hub.patience import PatientHub
 from hubtool.release.file import ReleaseFile
 
 
-def _collect(target: PatientHub, release: ReleaseFile) -> None:
+def _collect(hub: PatientHub, release: ReleaseFile) -> None:
     """Add every repo to the collection, which is made if there is none of its title."""
     wanted = release.collection
     slug = wanted.slug
     if slug is None and wanted.title is not None:
         title, namespace = wanted.title, _collection_owner(release)
-        slug = target.attempt(
+        slug = hub.attempt(
             f"collection {title}",
             lambda: (
-                target.api.create_collection(
+                hub.api.create_collection(
                     title, namespace=namespace, description=wanted.description, exists_ok=True
                 ).slug
             ),
         )
     for planned in release.variants if slug else ():
         assert slug is not None
-        add_to_collection(target, slug, planned.destination.repo)
+        add_to_collection(hub, slug, planned.destination.repo)
 
 
-def _find_collection(target: PatientHub, title: str | None, owner: str) -> str | None:
-    found = target.attempt(f"collection {title}", lambda: list(target.api.list_collections(owner=owner)))
+def _find_collection(hub: PatientHub, title: str | None, owner: str) -> str | None:
+    found = hub.attempt(f"collection {title}", lambda: list(hub.api.list_collections(owner=owner)))
     return next((each.slug for each in found if each.title == title), None)
 
 

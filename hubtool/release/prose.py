@@ -58,11 +58,11 @@ def _shown(prose: str) -> str:
     return repr(line if len(line) <= 60 else f"{line[:57]}...")
 
 
-def adopt_prose(target: PatientHub, folder: Path, record: Record, to: Destination, *, write: bool) -> bool:
+def adopt_prose(hub: PatientHub, folder: Path, record: Record, to: Destination, *, write: bool) -> bool:
     """Take into the card of a folder what was written on its page since; whether that is anything.
 
     Args:
-        target: The Hub.
+        hub: The Hub.
         folder: The finished folder.
         record: Its record.
         to: Where it is to be published.
@@ -72,14 +72,14 @@ def adopt_prose(target: PatientHub, folder: Path, record: Record, to: Destinatio
         OutputError: Both have been edited in one section.
         HubError: The Hub refused, or could not be reached.
     """
-    state = State(folder, target.api.endpoint, to.key)
-    place = find_place(target, to, state, release_title(record.recipe.name, record.plan.digest))
+    state = State(folder, hub.api.endpoint, to.key)
+    place = find_place(hub, to, state, release_title(record.recipe.name, record.plan.digest))
     if place.head is None or CARD_FILE not in place.files:
         return False
-    theirs = (read_hub_file(target, to.repo, place.head, CARD_FILE) or b"").decode("utf-8", errors="replace")
+    theirs = (read_hub_file(hub, to.repo, place.head, CARD_FILE) or b"").decode("utf-8", errors="replace")
     path = folder / CARD_FILE
     mine = path.read_text("utf-8")
-    base = read_base(folder, target.api.endpoint, to.key)
+    base = read_base(folder, hub.api.endpoint, to.key)
     card = replace_prose(mine, merge_prose(mine, theirs, base, (str(folder), to.repo)))
     if write and card != mine:
         write_beside(path, card.encode())
@@ -87,7 +87,7 @@ def adopt_prose(target: PatientHub, folder: Path, record: Record, to: Destinatio
 
 
 def read_base(folder: Path, endpoint: str, key: str) -> str:
-    """The card as it was last published from a folder to a target; empty if that is not known."""
+    """The card as it was last published from a folder to a hub; empty if that is not known."""
     path = _base_path(folder, endpoint, key)
     return path.read_text("utf-8") if path.is_file() else ""
 

@@ -14,7 +14,7 @@ from hubtool.checkpoint.metadata import source_metadata
 from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import Source
 from hubtool.convert.convert import Converted, convert_sources, finished
-from hubtool.convert.job import Effort, Target
+from hubtool.convert.job import Effort, Job
 from hubtool.errors import RecordError, VerificationError
 from hubtool.hub.destination import Destination
 from hubtool.hub.finish import commit_documents as hub_commit_documents
@@ -58,13 +58,13 @@ def publish_folder(
         HubError: The Hub refused, or could not be reached.
         VerificationError: The Hub has other bytes than the record says.
     """
-    target = PatientHub(api, patience, watch.say)
+    hub = PatientHub(api, patience, watch.say)
     converted = addressed(converted, to.repo)
     folder, record = converted.folder, converted.record
     with watch.stage("check"):
-        if adopt_prose(target, folder, record, to, write=True):
+        if adopt_prose(hub, folder, record, to, write=True):
             watch.say(f"{folder / CARD_FILE}: took in what was written on the page of {to.repo}")
-        upload = Upload(target, folder, record, to)
+        upload = Upload(hub, folder, record, to)
         require_private_folder(folder, record, to.repo)
         outlook = upload.look()
     with watch.stage("upload", outlook.nbytes) as advance:
@@ -75,9 +75,9 @@ def publish_folder(
     if published.foreign:
         watch.say(f"{to.repo} has files that are not hubtool's; they stay: {', '.join(published.foreign)}")
     with watch.stage("verify"):
-        verification = verify(target, to.repo, revision=published.commit, folder=folder)
+        verification = verify(hub, to.repo, revision=published.commit, folder=folder)
         require_verified(verification)
-        tag = finish(target, to, record, published)
+        tag = finish(hub, to, record, published)
     return Release(Converted(folder, record, converted.fresh), published, verification, tag)
 
 
@@ -103,19 +103,17 @@ def check_before(source: Source, repo: str, watch: Watch) -> None:
         watch.say(f"{repo}: the Hub will warn: {warning}")
 
 
-def look(
-    api: huggingface_hub.HfApi, source: Source, target: Target, to: Destination, watch: Watch
-) -> tuple[bool, Outlook]:
+def look(api: huggingface_hub.HfApi, source: Source, job: Job, to: Destination, watch: Watch) -> tuple[bool, Outlook]:
     """Whether a folder is finished, and what publishing it would do; neither folder nor Hub are changed.
 
     Raises:
         OutputError: The folder is not as it was recorded, or must not be published.
         HubError: The Hub refused, or could not be reached.
     """
-    record = finished(source, target.plan, target.folder)
+    record = finished(source, job.plan, job.folder)
     if record is None:
-        return False, foresee(api, target.plan, target.folder, to, watch)
-    return True, look_at_folder(api, Converted(target.folder, record, fresh=False), to, watch)
+        return False, foresee(api, job.plan, job.folder, to, watch)
+    return True, look_at_folder(api, Converted(job.folder, record, fresh=False), to, watch)
 
 
 def look_at_folder(api: huggingface_hub.HfApi, converted: Converted, to: Destination, watch: Watch) -> Outlook:
@@ -125,10 +123,10 @@ def look_at_folder(api: huggingface_hub.HfApi, converted: Converted, to: Destina
         OutputError: The folder is not as it was recorded, or must not be published.
         HubError: The Hub refused, or could not be reached.
     """
-    target = PatientHub(api, PATIENCE, watch.say)
-    adopt_prose(target, converted.folder, converted.record, to, write=False)
+    hub = PatientHub(api, PATIENCE, watch.say)
+    adopt_prose(hub, converted.folder, converted.record, to, write=False)
     require_private_folder(converted.folder, converted.record, to.repo)
-    return Upload(target, converted.folder, converted.record, to).look()
+    return Upload(hub, converted.folder, converted.record, to).look()
 
 
 def foresee(api: huggingface_hub.HfApi, plan: Plan, folder: Path, to: Destination, watch: Watch) -> Outlook:
@@ -242,24 +240,24 @@ def look_at_release(api: HfApi, release: ReleaseFile, watch: Watch) -> list[Fore
     with closing(_open_source(release)) as source:
         return [
             Foreseen(converted, to, outlook)
-            for target, to in _targets(source, release, watch)
-            for converted, outlook in [look(api, source, target, to, watch)]
+            for job, to in _jobs(source, release, watch)
+            for converted, outlook in [look(api, source, job, to, watch)]
         ]
 
 
 def _convert(api: HfApi, release: ReleaseFile, effort: Effort, watch: Watch) -> list[Converted]:
     with closing(_open_source(release)) as source:
-        targets = _targets(source, release, watch)
-        for target, to in targets:
-            foresee(api, target.plan, target.folder, to, watch)
-        return convert_sources(source, [target for target, _ in targets], effort, watch)
+        work = _jobs(source, release, watch)
+        for job, to in work:
+            foresee(api, job.plan, job.folder, to, watch)
+        return convert_sources(source, [job for job, _ in work], effort, watch)
 
 
-def _targets(source: Source, release: ReleaseFile, watch: Watch) -> list[tuple[Target, Destination]]:
+def _jobs(source: Source, release: ReleaseFile, watch: Watch) -> list[tuple[Job, Destination]]:
     for each in release.variants:
         check_before(source, each.destination.repo, watch)
     plans = plan_source(source, [each.recipe for each in release.variants])
-    return [(Target(plan, each.folder), each.destination) for plan, each in zip(plans, release.variants, strict=True)]
+    return [(Job(plan, each.folder), each.destination) for plan, each in zip(plans, release.variants, strict=True)]
 
 
 def _open_source(release: ReleaseFile) -> Source:

@@ -52,11 +52,11 @@ def release_status(api: HfApi, release: ReleaseFile, watch: Watch) -> list[Varia
     Raises:
         HubError: The Hub refused, or could not be reached.
     """
-    target = PatientHub(api, PATIENCE, watch.say)
-    return [_variant_status(target, release, planned) for planned in release.variants]
+    hub = PatientHub(api, PATIENCE, watch.say)
+    return [_variant_status(hub, release, planned) for planned in release.variants]
 
 
-def _variant_status(target: PatientHub, release: ReleaseFile, planned: Planned) -> VariantStatus:
+def _variant_status(hub: PatientHub, release: ReleaseFile, planned: Planned) -> VariantStatus:
     to, folder = planned.destination, planned.folder
     record = read_record(folder) if folder.is_dir() else None
     name = Path(planned.recipe).stem
@@ -67,25 +67,25 @@ def _variant_status(target: PatientHub, release: ReleaseFile, planned: Planned) 
     # The Hub's hashes of all else are compared with the record, which is one of these.
     names = [each for each in published_names(record, folder) if each not in record.hashes()]
     try:
-        seen = verify(target, to.repo, revision=to.revision, folder=folder, names=names)
+        seen = verify(hub, to.repo, revision=to.revision, folder=folder, names=names)
         if seen.problems:
             return VariantStatus(name, to.repo, True, None, seen.problems, False)
-        tagged = find_tag(target, to.repo, to.tag or default_tag(record))
-        whole = tagged is not None and has_record(target, to.repo, tagged, record)
-        left = tuple(_left(target, release, to))
+        tagged = find_tag(hub, to.repo, to.tag or default_tag(record))
+        whole = tagged is not None and has_record(hub, to.repo, tagged, record)
+        left = tuple(_left(hub, release, to))
     except (VerificationError, HubError) as error:
         return VariantStatus(name, to.repo, True, None, (str(error),), False)
     return VariantStatus(name, to.repo, True, seen.commit, left, whole)
 
 
-def _left(target: PatientHub, release: ReleaseFile, to: Destination) -> Iterator[str]:
+def _left(hub: PatientHub, release: ReleaseFile, to: Destination) -> Iterator[str]:
     """What is still to be done with a repo that has every file."""
-    if to.public_after_verify and target.attempt(to.repo, lambda: target.api.model_info(to.repo)).private:
+    if to.public_after_verify and hub.attempt(to.repo, lambda: hub.api.model_info(to.repo)).private:
         yield "still private"
     wanted = release.collection
     if wanted.slug is None and wanted.title is None:
         return
-    slug = wanted.slug or _find_collection(target, wanted.title, _collection_owner(release))
-    collected = slug and target.attempt(f"collection {slug}", lambda: target.api.get_collection(slug))
+    slug = wanted.slug or _find_collection(hub, wanted.title, _collection_owner(release))
+    collected = slug and hub.attempt(f"collection {slug}", lambda: hub.api.get_collection(slug))
     if not collected or to.repo not in [item.item_id for item in collected.items]:
         yield f"not in the collection {wanted.slug or wanted.title}"

@@ -37,7 +37,7 @@ from hubtool.convert.config import write_documents
 from hubtool.convert.convert import Converted
 from hubtool.convert.device import require_backend
 from hubtool.convert.folder import begin_folder, begun_error_rows, check_folder
-from hubtool.convert.job import Effort, Target
+from hubtool.convert.job import Effort, Job
 from hubtool.convert.journal import Progress
 from hubtool.convert.piece import ErrorSums, PieceMaker
 from hubtool.convert.record import Findings, hashing, record_findings
@@ -95,7 +95,7 @@ class Streaming:
     Attributes:
         api: The Hub.
         source: The checkpoint.
-        target: A plan, and the folder of state and small files.
+        job: A plan, and the folder of state and small files.
         to: Where to.
         watch: Told how it goes.
         effort: How the conversion works.
@@ -104,7 +104,7 @@ class Streaming:
 
     api: HfApi
     source: Source
-    target: Target
+    job: Job
     to: Destination
     watch: Watch
     effort: Effort = Effort()
@@ -118,11 +118,11 @@ class Streaming:
             HubtoolError: Any stage failed; what was sent stays sent, and the same call goes on.
         """
         require_backend()
-        folder = self.target.folder
-        check_folder(self.target, self.source)
+        folder = self.job.folder
+        check_folder(self.job, self.source)
         with locked(folder):
-            self.effort = replace(self.effort, error_rows=begun_error_rows([self.target], self.effort.error_rows))
-            begin_folder(self.target, self.source, self.effort.error_rows)
+            self.effort = replace(self.effort, error_rows=begun_error_rows([self.job], self.effort.error_rows))
+            begin_folder(self.job, self.source, self.effort.error_rows)
             self._state_dir.mkdir(exist_ok=True)
             place = self._prepare()
             with hashing(self.source, folder / STATE_DIR) as begin:
@@ -137,12 +137,12 @@ class Streaming:
 
     @property
     def _state_dir(self) -> Path:
-        return self.target.folder / STATE_DIR / STREAM_DIR
+        return self.job.folder / STATE_DIR / STREAM_DIR
 
     def _prepare(self) -> Place:
         """The destination, made if it is not there."""
-        plan = self.target.plan
-        state = State(self.target.folder, self.api.endpoint, self.to.key)
+        plan = self.job.plan
+        state = State(self.job.folder, self.api.endpoint, self.to.key)
         title = release_title(plan.recipe.name, plan.digest)
         with self.watch.stage("check"):
             found = find_place(self._hub, self.to, state, title)
@@ -151,8 +151,8 @@ class Streaming:
 
     def _send_shards(self, place: Place) -> Mapping[str, Blob]:
         """What the Hub then has of every shard."""
-        plan = self.target.plan
-        state = State(self.target.folder, self.api.endpoint, self.to.key)
+        plan = self.job.plan
+        state = State(self.job.folder, self.api.endpoint, self.to.key)
         blobs = Blobs(self._hub, self.to.repo, place.revision, state)
         held = blobs.held()
         for shard in plan.shards:
@@ -180,7 +180,7 @@ class Streaming:
         return sent
 
     def _send_shard(self, maker: "ShardMaker", index: int, blobs: Blobs, advance: Callable[[int, str], None]) -> Blob:
-        shard = self.target.plan.shards[index]
+        shard = self.job.plan.shards[index]
         spool = self._state_dir / shard.file
         meter = _Meter(shard.file, advance)
 
@@ -214,7 +214,7 @@ class Streaming:
             nbytes += len(chunk)
             errors |= measured
             yield chunk
-        made = _MadeShard(self.target.plan.digest, digest.hexdigest(), nbytes, errors, self.source.unverified)
+        made = _MadeShard(self.job.plan.digest, digest.hexdigest(), nbytes, errors, self.source.unverified)
         write_beside(self._state_dir / f"{shard.file}.json", msgspec.json.encode(made))
         self._made[shard.file] = made
 
@@ -223,11 +223,11 @@ class Streaming:
         if not path.is_file():
             return None
         made = msgspec.json.decode(path.read_bytes(), type=_MadeShard)
-        return made if made.plan == self.target.plan.digest and made.nbytes == shard.nbytes else None
+        return made if made.plan == self.job.plan.digest and made.nbytes == shard.nbytes else None
 
     def _record(self, sent: Mapping[str, Blob], source_files: Future[tuple[FileRecord, ...]]) -> Record:
         """The record of what was sent, and the small files beside it; that of an earlier run if nothing has changed."""
-        plan, folder = self.target.plan, self.target.folder
+        plan, folder = self.job.plan, self.job.folder
         shards = [FileRecord(name=name, sha256=blob.sha256, nbytes=blob.nbytes) for name, blob in sent.items()]
         documents = [_file_record(folder / name) for name in write_documents(self.source, plan, folder)]
         files = tuple(sorted([*shards, *documents], key=lambda file: file.name))
@@ -246,7 +246,7 @@ class Streaming:
         return record
 
     def _commit(self, record: Record, sent: Mapping[str, Blob]) -> Release:
-        folder, to = self.target.folder, self.to
+        folder, to = self.job.folder, self.to
         if record.repo != to.repo:
             record = address(folder, record, to.repo)
         if adopt_prose(self._hub, folder, record, to, write=True):
@@ -266,7 +266,7 @@ class Streaming:
 
     def _compare_headers(self, commit: str) -> None:
         """Raise VerificationError if a header on the Hub, read there in part, is not the planned one."""
-        plan = self.target.plan
+        plan = self.job.plan
         found = HubSource(self.to.repo, commit, api=self.api).headers([shard.file for shard in plan.shards])
         wrong = [shard.file for shard in plan.shards if found[shard.file] != planned_header(shard)]
         if wrong:

@@ -43,22 +43,22 @@ def withdraw(api: HfApi, repo: str, withdrawn: WithdrawnRecord, watch: Watch, *,
         VerificationError: It is not hubtool's.
         HubError: The Hub refused, or could not be reached.
     """
-    target = PatientHub(api, PATIENCE, watch.say)
-    info = target.attempt(repo, lambda: api.model_info(repo))
+    hub = PatientHub(api, PATIENCE, watch.say)
+    info = hub.attempt(repo, lambda: api.model_info(repo))
     head = info.sha
     assert head is not None
-    record = read_hub_record(target, repo, head)
+    record = read_hub_record(hub, repo, head)
     known = record.withdrawn
     if known is not None and (known.reason, known.new_version) == (withdrawn.reason, withdrawn.new_version):
         return Withdrawal(head, ())
     to = Destination(repo)
-    check_rights(target, to, Place(True, bool(info.private), to.revision, head, True, {}), 0)
+    check_rights(hub, to, Place(True, bool(info.private), to.revision, head, True, {}), 0)
     marked = msgspec.structs.replace(record, withdrawn=withdrawn)
-    card = (read_hub_file(target, repo, head, CARD_FILE) or b"").decode()
-    names = target.attempt(repo, lambda: api.list_repo_files(repo))
+    card = (read_hub_file(hub, repo, head, CARD_FILE) or b"").decode()
+    names = hub.attempt(repo, lambda: api.list_repo_files(repo))
     pictures = [name for name in names if name.startswith(ASSETS_PREFIX)]
     documents = documents_of(marked, card, pictures)
     assert decode_record(documents[RECORD_FILE]) == marked
     message = f"Withdraw with hubtool {hubtool.__version__}"
-    commit = head if dry_run else commit_documents(target, marked, documents, Change(repo, head, message))
+    commit = head if dry_run else commit_documents(hub, marked, documents, Change(repo, head, message))
     return Withdrawal(commit, tuple(documents))

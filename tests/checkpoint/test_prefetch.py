@@ -337,7 +337,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from hubtool.checkpoint.prefetch import Storage
-from hubtool.hub_source import HubSource
+from hubtool.checkpoint.remote import HubSource
 
 source = HubSource(sys.argv[1], storage=Storage(Path(sys.argv[2])))
 source.prepare(sys.argv[3:])

@@ -15,7 +15,7 @@ from hubtool.checkpoint.source import INDEX_FILE, LocalSource, parse_spec
 from hubtool.checkpoint.tensors import TensorSpec, encode_header
 from hubtool.convert.convert import convert_source
 from hubtool.convert.engine import convert
-from hubtool.convert.job import Target
+from hubtool.convert.job import Job
 from hubtool.convert.journal import Journal
 from hubtool.errors import HubError, SourceError, UsageError
 from hubtool.plan.plan import make_plan, plan_source
@@ -289,7 +289,7 @@ def test_hash_that_was_not_checked_is_not_claimed_by_the_run_that_goes_on(folder
     out = tmp_path / "out"
     source = open_source(REPO, out=out, disk_limit=limit)
     (plan,) = plan_source(source, ["mixed_3_6"])
-    with closing(convert(source, [Target(plan, out)], 2)) as steps:
+    with closing(convert(source, [Job(plan, out)], 2)) as steps:
         while not source.unverified:
             next(steps)
     source.close()
@@ -312,7 +312,7 @@ def test_part_of_another_place_is_refused(folder: Path, faults: Faults) -> None:
 
 def _begin(source: HubSource | LocalSource, out: Path) -> None:
     (plan,) = plan_source(source, ["mixed_3_6"])
-    with closing(convert(source, [Target(plan, out)], 2)) as steps:
+    with closing(convert(source, [Job(plan, out)], 2)) as steps:
         for _, _ in zip(range(20), steps, strict=False):
             pass
     source.close()

@@ -14,7 +14,7 @@ from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import LocalSource
 from hubtool.convert.convert import convert_sources
 from hubtool.convert.engine import convert
-from hubtool.convert.job import Effort, Target
+from hubtool.convert.job import Effort, Job
 from hubtool.errors import OutputError
 from hubtool.plan.plan import Plan, plan_source
 from hubtool.progress import Advancing
@@ -56,7 +56,7 @@ def plan_of(source: Path) -> Plan:
 
 def begin(source: Path, folder: Path, error_rows: int = 64, steps: int = 30) -> Path:
     """A folder in which some pieces were made."""
-    with closing(convert(open_source(str(source)), [Target(plan_of(source), folder)], 2, error_rows)) as advances:
+    with closing(convert(open_source(str(source)), [Job(plan_of(source), folder)], 2, error_rows)) as advances:
         for _, _ in zip(range(steps), advances, strict=False):
             pass
     return folder
@@ -78,7 +78,7 @@ def test_source_that_changes_during_the_run_is_noticed_before_it_is_recorded(
         touch(path) if path.suffix == ".safetensors" else edit_json(path, lambda config: config.update(note=1))
 
     with pytest.raises(OutputError, match="begun with something else: found the source's files have changed"):
-        convert_sources(open_source(str(source)), [Target(plan_of(source), out)], Effort(), Listener(change))
+        convert_sources(open_source(str(source)), [Job(plan_of(source), out)], Effort(), Listener(change))
     assert read_record(out) is None
 
 
@@ -104,32 +104,32 @@ class Intruder(Listener):
 def test_folder_is_held_until_its_record_is_written(sample: Samples, tmp_path: Path) -> None:
     source, out = sample("mini"), tmp_path / "out"
     intruder = Intruder(out)
-    convert_sources(open_source(str(source)), [Target(plan_of(source), out)], Effort(), intruder)
+    convert_sources(open_source(str(source)), [Job(plan_of(source), out)], Effort(), intruder)
     assert intruder.kept_out == ["convert", "measure"]
 
 
 def test_error_is_measured_and_recorded_as_the_run_did_that_began(sample: Samples, tmp_path: Path) -> None:
     source, out, whole = sample("mini"), begin(sample("mini"), tmp_path / "out"), tmp_path / "whole"
     listener = Listener()
-    target = Target(plan_of(source), out)
-    convert_sources(open_source(str(source)), [target], Effort(error_rows=1), listener)
-    convert_sources(open_source(str(source)), [Target(plan_of(source), whole)], Effort(), QUIET)
+    job = Job(plan_of(source), out)
+    convert_sources(open_source(str(source)), [job], Effort(error_rows=1), listener)
+    convert_sources(open_source(str(source)), [Job(plan_of(source), whole)], Effort(), QUIET)
     assert "the error is measured as the run did that began here: on one row in 64" in listener.said
     assert file_bytes(out) == file_bytes(whole)
 
 
 def test_measuring_can_be_given_up_in_a_folder_that_was_begun_with_it(sample: Samples, tmp_path: Path) -> None:
-    target = Target(plan_of(sample("mini")), begin(sample("mini"), tmp_path / "out"))
-    (made,) = convert_sources(open_source(str(sample("mini"))), [target], Effort(error_rows=0), QUIET)
+    job = Job(plan_of(sample("mini")), begin(sample("mini"), tmp_path / "out"))
+    (made,) = convert_sources(open_source(str(sample("mini"))), [job], Effort(error_rows=0), QUIET)
     assert made.record.weight_error is None
     assert all(component.error is None for component in made.record.plan.components)
 
 
 def test_folders_begun_with_different_samples_are_refused_together(sample: Samples, tmp_path: Path) -> None:
     folders = [begin(sample("mini"), tmp_path / f"{rows}", rows) for rows in (0, 1)]
-    targets = [Target(plan_of(sample("mini")), folder) for folder in folders]
+    work = [Job(plan_of(sample("mini")), folder) for folder in folders]
     with pytest.raises(OutputError, match="begun with different --measure-error; convert them one at a time"):
-        convert_sources(open_source(str(sample("mini"))), targets, Effort(), QUIET)
+        convert_sources(open_source(str(sample("mini"))), work, Effort(), QUIET)
 
 
 def test_another_mlx_is_refused_until_the_folder_is_finished(sample: Samples, tmp_path: Path) -> None:
@@ -137,13 +137,13 @@ def test_another_mlx_is_refused_until_the_folder_is_finished(sample: Samples, tm
     origin = out / ".hubtool" / "plan.json"
     now = json.loads(origin.read_bytes())
     origin.write_text(json.dumps(now | {"mlx": "0.1"}))
-    targets = [Target(plan_of(source), out)]
+    work = [Job(plan_of(source), out)]
     with pytest.raises(OutputError, match=r"found MLX was 0\.1 and is .*, which may round differently"):
-        convert_sources(open_source(str(source)), targets, Effort(), QUIET)
+        convert_sources(open_source(str(source)), work, Effort(), QUIET)
     origin.write_text(json.dumps(now))
-    convert_sources(open_source(str(source)), targets, Effort(), QUIET)
+    convert_sources(open_source(str(source)), work, Effort(), QUIET)
     origin.write_text(json.dumps(now | {"mlx": "0.1"}))
-    (again,) = convert_sources(open_source(str(source)), targets, Effort(), QUIET)
+    (again,) = convert_sources(open_source(str(source)), work, Effort(), QUIET)
     assert not again.fresh
 
 
@@ -172,14 +172,14 @@ def test_base_model_that_is_told_later_is_recorded(
 
 def finished_folder(source: Path, out: Path) -> dict[str, str]:
     """The hash of every file of a finished folder."""
-    convert_sources(open_source(str(source)), [Target(plan_of(source), out)], Effort(), QUIET)
+    convert_sources(open_source(str(source)), [Job(plan_of(source), out)], Effort(), QUIET)
     return file_bytes(out)
 
 
 def again(source: Path, out: Path) -> tuple[bool, list[str]]:
     """Whether another run made anything, and what it said."""
     listener = Listener()
-    (converted,) = convert_sources(open_source(str(source)), [Target(plan_of(source), out)], Effort(), listener)
+    (converted,) = convert_sources(open_source(str(source)), [Job(plan_of(source), out)], Effort(), listener)
     return converted.fresh, listener.said
 
 
@@ -249,8 +249,8 @@ def test_source_files_are_needed_in_the_order_of_the_pieces_left_in_all_folders(
 ) -> None:
     source = open_source(str(sample("mini")))
     plans = plan_source(source, ["mixed_3_6", "float32"])
-    targets = [Target(plan, tmp_path / plan.recipe.name) for plan in plans]
-    begin(sample("mini"), targets[0].folder, steps=120)
+    work = [Job(plan, tmp_path / plan.recipe.name) for plan in plans]
+    begin(sample("mini"), work[0].folder, steps=120)
     prepared: list[str] = []
 
     class Watched(LocalSource):
@@ -258,7 +258,7 @@ def test_source_files_are_needed_in_the_order_of_the_pieces_left_in_all_folders(
             prepared.extend(files)
 
     watched = Watched(sample("mini"))
-    for _ in convert(watched, targets, 2):
+    for _ in convert(watched, work, 2):
         pass
     parts = [
         part

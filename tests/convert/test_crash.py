@@ -19,7 +19,7 @@ import pytest
 from hubtool.checkpoint.open import open_source
 from hubtool.convert.engine import convert
 from hubtool.convert.folder import check_folder
-from hubtool.convert.job import Target
+from hubtool.convert.job import Job
 from hubtool.convert.journal import Journal
 from hubtool.errors import OutputError, SourceError
 from hubtool.files.lock import locked
@@ -36,7 +36,7 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def run(source: Path, plan: Plan, folder: Path) -> int:
-    return sum(advance.nbytes for advance in convert(open_source(str(source)), [Target(plan, folder)], JOBS))
+    return sum(advance.nbytes for advance in convert(open_source(str(source)), [Job(plan, folder)], JOBS))
 
 
 def pieces_written(folder: Path) -> Counter[int]:
@@ -146,7 +146,7 @@ def test_a_source_disk_that_goes_away_stops_the_run_with_a_reason_and_loses_noth
 def interrupted(source: Path, plan: Plan, folder: Path) -> Path:
     """A folder in which a third of the work was done."""
     done = 0
-    steps = convert(open_source(str(source)), [Target(plan, folder)], JOBS)
+    steps = convert(open_source(str(source)), [Job(plan, folder)], JOBS)
     for advance in steps:
         done += advance.nbytes
         if done > plan.nbytes // 3:
@@ -308,7 +308,7 @@ def test_a_run_that_is_given_up_does_not_wait_until_a_shard_is_hashed(
     source, _, _ = undisturbed
     (whole,) = plan_source(open_source(str(source)), ["float32"])
     assert whole.shards[0].nbytes > 8 * HASH_BLOCK_NBYTES
-    steps = convert(open_source(str(source)), [Target(whole, tmp_path / "out")], JOBS)
+    steps = convert(open_source(str(source)), [Job(whole, tmp_path / "out")], JOBS)
     read = os.preadv
 
     def read_slowly(descriptor: int, buffers: list[memoryview], offset: int) -> int:
@@ -331,13 +331,13 @@ def test_one_pass_for_several_recipes_gives_the_bytes_of_single_runs(
     source, _, _ = undisturbed
     opened = open_source(str(source))
     plans = plan_source(opened, ["mixed_3_6", "mixed_2_6", "native", "compact_4bit", "float32"])
-    together = [Target(plan, tmp_path / "together" / plan.recipe.name) for plan in plans]
+    together = [Job(plan, tmp_path / "together" / plan.recipe.name) for plan in plans]
     assert sum(advance.nbytes for advance in convert(opened, together, JOBS)) == sum(plan.nbytes for plan in plans)
-    for target in together:
-        alone = tmp_path / "alone" / target.plan.recipe.name
-        run(source, target.plan, alone)
-        assert shard_bytes(alone) == shard_bytes(target.folder)
-        assert Journal(alone).load().errors == Journal(target.folder).load().errors
+    for job in together:
+        alone = tmp_path / "alone" / job.plan.recipe.name
+        run(source, job.plan, alone)
+        assert shard_bytes(alone) == shard_bytes(job.folder)
+        assert Journal(alone).load().errors == Journal(job.folder).load().errors
 
 
 def test_a_folder_begun_on_another_backend_is_refused_until_it_is_finished(
@@ -351,4 +351,4 @@ def test_a_folder_begun_on_another_backend_is_refused_until_it_is_finished(
     with pytest.raises(OutputError, match="begun with something else: found MLX's backend was another"):
         run(source, plan, folder)
     (folder / "hubtool.json").write_bytes(b"{}")
-    check_folder(Target(plan, folder), open_source(str(source)))
+    check_folder(Job(plan, folder), open_source(str(source)))

@@ -13,7 +13,7 @@ import pytest
 
 from hubtool.checkpoint.source import LocalSource
 from hubtool.convert.engine import convert
-from hubtool.convert.job import Target
+from hubtool.convert.job import Job
 from hubtool.plan import plan as plan_module
 from hubtool.plan.plan import Plan, make_plan, plan_source
 from hubtool.plan.recipe import load_recipe
@@ -33,14 +33,14 @@ def plan_of(folder: Path, recipe: str = RECIPE, shard_nbytes: int = MB) -> Plan:
 
 def finish(folder: Path, plan: Plan, out: Path, jobs: int = 2) -> dict[str, str]:
     """Convert to the end; the hash of every file."""
-    for _ in convert(LocalSource(folder), [Target(plan, out)], jobs):
+    for _ in convert(LocalSource(folder), [Job(plan, out)], jobs):
         pass
     return file_bytes(out)
 
 
 def interrupt(folder: Path, plan: Plan, out: Path, steps: int) -> None:
     """Convert some steps, then stop."""
-    advances = convert(LocalSource(folder), [Target(plan, out)], 2)
+    advances = convert(LocalSource(folder), [Job(plan, out)], 2)
     assert isinstance(advances, Generator)
     with closing(advances):
         for _, _ in zip(range(steps), advances, strict=False):
@@ -65,7 +65,7 @@ def test_several_shards_are_written(tiny_plan: Plan, uninterrupted: dict[str, st
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
-def test_jobs_do_not_change_the_bytes(
+def test_workdo_not_change_the_bytes(
     jobs: int, sample: Samples, tiny_plan: Plan, uninterrupted: dict[str, str], tmp_path: Path
 ) -> None:
     source = file_bytes(sample("tiny"))
@@ -148,19 +148,19 @@ def test_lost_shard_is_made_again(
 
 
 def test_all_bytes_are_reported_whether_made_or_found(sample: Samples, tiny_plan: Plan, tmp_path: Path) -> None:
-    source, target = LocalSource(sample("tiny")), Target(tiny_plan, tmp_path / "out")
+    source, job = LocalSource(sample("tiny")), Job(tiny_plan, tmp_path / "out")
     interrupt(sample("tiny"), tiny_plan, tmp_path / "out", 50)
     for _ in range(2):
-        assert sum(advance.nbytes for advance in convert(source, [target], 2)) == tiny_plan.nbytes
+        assert sum(advance.nbytes for advance in convert(source, [job], 2)) == tiny_plan.nbytes
 
 
 def test_several_recipes_in_one_pass_are_those_of_single_runs(
     sample: Samples, uninterrupted: dict[str, str], tiny_plan: Plan, tmp_path: Path
 ) -> None:
     plans = {recipe: plan_of(sample("tiny"), recipe) for recipe in ("native", "mixed_2_6", "float32")}
-    targets = [Target(tiny_plan, tmp_path / RECIPE), *(Target(plan, tmp_path / name) for name, plan in plans.items())]
+    work = [Job(tiny_plan, tmp_path / RECIPE), *(Job(plan, tmp_path / name) for name, plan in plans.items())]
     interrupt(sample("tiny"), plans["native"], tmp_path / "native", 30)
-    for _ in convert(LocalSource(sample("tiny")), targets, 2):
+    for _ in convert(LocalSource(sample("tiny")), work, 2):
         pass
     assert file_bytes(tmp_path / RECIPE) == uninterrupted
     for name, plan in plans.items():
@@ -275,12 +275,12 @@ import sys
 from pathlib import Path
 from hubtool.checkpoint.open import open_source
 from hubtool.convert.engine import convert
-from hubtool.convert.job import Target
+from hubtool.convert.job import Job
 from hubtool.plan.plan import plan_source
 
 source = open_source(sys.argv[1])
 (plan,) = plan_source(source, ["mixed_3_6"])
-steps = convert(source, [Target(plan, Path(sys.argv[2]))], 1)
+steps = convert(source, [Job(plan, Path(sys.argv[2]))], 1)
 next(steps)
 print("begun", flush=True)
 sys.stdin.readline()

@@ -80,7 +80,7 @@ def test_guard_sees_a_process_whose_main_thread_has_ended(hog: Hog) -> None:
 
 def test_guard_that_is_suspended_suspends_its_child(tmp_path: Path) -> None:
     code = (
-        "import sys; from hubtool.validate.guard import *\n"
+        "import sys; from hubtool.guard.guard import *\n"
         "report = run_guarded([sys.executable, *sys.argv[1:]], Limits(10**9))"
     )
     pids = tmp_path / "pids"
@@ -102,7 +102,7 @@ def test_guard_that_is_suspended_suspends_its_child(tmp_path: Path) -> None:
 def test_guard_keeps_a_child_within_its_control_group(tmp_path: Path) -> None:
     with _control_group(400 * MB) as enter:
         code = (
-            "import sys; from hubtool.validate.guard import *\n"
+            "import sys; from hubtool.guard.guard import *\n"
             "report = run_guarded([sys.executable, *sys.argv[1:]], Limits(10**12))\n"
             "print(report.reason, report.limits.memory_nbytes, report.figures().get('unmeasured'))"
         )
@@ -116,7 +116,7 @@ def test_guard_keeps_a_child_within_its_control_group(tmp_path: Path) -> None:
 def test_the_pressure_of_the_own_control_group_counts() -> None:
     group = cgroup.V2_ROOTS[1] / f"hubtool-{os.getpid()}"
     with _made(group):
-        code = "from hubtool.validate import cgroup; print(cgroup.pressure_file())"
+        code = "from hubtool.guard import cgroup; print(cgroup.pressure_file())"
         enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", sys.executable, "-c", code]
         done = subprocess.run(enter, env=os.environ | {"PYTHONPATH": _root()}, capture_output=True, text=True)
     assert done.stdout.strip() == str(group / "memory.pressure")
@@ -187,7 +187,7 @@ def test_nothing_is_alive_after_the_guard_itself_is_interrupted(tmp_path: Path) 
 def test_a_child_notices_that_its_guard_was_killed(tmp_path: Path) -> None:
     child = "import os,sys; print(os.getpid(), file=open(sys.argv[1], 'w', buffering=1)); sys.stdin.read()"
     code = (
-        "import sys; from hubtool.validate.guard import *\n"
+        "import sys; from hubtool.guard.guard import *\n"
         f"run_guarded([sys.executable, '-c', {child!r}, sys.argv[1]], Limits(10**9))"
     )
     written = tmp_path / "pid"
@@ -201,7 +201,7 @@ def test_a_child_notices_that_its_guard_was_killed(tmp_path: Path) -> None:
 
 def test_guarding_takes_little_memory_and_loads_no_mlx(tmp_path: Path) -> None:
     code = (
-        "import resource, sys; from hubtool.validate import ladder; from hubtool.validate.guard import *\n"
+        "import resource, sys; from hubtool.validate import ladder; from hubtool.guard.guard import *\n"
         "report = run_guarded([sys.executable, *sys.argv[1:]], Limits(100_000_000))\n"
         # Linux hands ru_maxrss on from whoever started this process; VmHWM is of this program alone.
         "peak = (\n"

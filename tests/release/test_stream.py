@@ -13,7 +13,7 @@ import pytest
 from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import Source
 from hubtool.convert.convert import convert_sources
-from hubtool.convert.job import Effort, Target
+from hubtool.convert.job import Effort, Job
 from hubtool.errors import HubError, VerificationError
 from hubtool.hub.blobs import Blobs
 from hubtool.hub.destination import Destination
@@ -83,7 +83,7 @@ class Stream:
         return Streaming(
             self.publisher.api,
             self.source,
-            Target(self.plan, self.folder),
+            Job(self.plan, self.folder),
             Destination(REPO),
             self.watch,
             Effort(),
@@ -113,7 +113,7 @@ def shard_hashes(publisher: Publisher) -> dict[str, str]:
 
 def test_streamed_bytes_are_the_converted_ones_and_never_lie_on_the_disk(stream: Stream, tmp_path: Path) -> None:
     release = stream.publish()
-    (converted,) = convert_sources(stream.source, [Target(stream.plan, tmp_path / "converted")], Effort(), QUIET)
+    (converted,) = convert_sources(stream.source, [Job(stream.plan, tmp_path / "converted")], Effort(), QUIET)
     expected = {name: sha256 for name, sha256 in file_bytes(converted.folder).items() if name.endswith(".safetensors")}
     assert shard_hashes(stream.publisher) == expected
     assert release.converted.record.weight_error == converted.record.weight_error
@@ -218,10 +218,10 @@ def test_refusal_does_not_wait_until_the_source_is_hashed(
 ) -> None:
     source, plan = long_source
     publisher.rehearsal.faults.add(Fault("xet-token", answer=Answer(400, "Cut")))
-    target = Target(plan, tmp_path / "streamed")
+    job = Job(plan, tmp_path / "streamed")
     with pytest.raises(HubError, match="Cut"):
-        Streaming(publisher.api, source, target, Destination(REPO), QUIET).publish()
-    assert "config.json" in hashed(target.folder) and LONG_FILE not in hashed(target.folder)
+        Streaming(publisher.api, source, job, Destination(REPO), QUIET).publish()
+    assert "config.json" in hashed(job.folder) and LONG_FILE not in hashed(job.folder)
 
 
 class Interrupting:
@@ -242,10 +242,10 @@ class Interrupting:
 
 def test_interrupt_does_not_wait_until_the_source_is_hashed(long_source: tuple[Source, Plan], tmp_path: Path) -> None:
     source, plan = long_source
-    target = Target(plan, tmp_path / "out")
+    job = Job(plan, tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        convert_sources(source, [target], Effort(), Interrupting())
-    assert LONG_FILE not in hashed(target.folder)
+        convert_sources(source, [job], Effort(), Interrupting())
+    assert LONG_FILE not in hashed(job.folder)
 
 
 @pytest.mark.parametrize("path", ["xet"])
