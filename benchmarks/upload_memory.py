@@ -45,7 +45,8 @@ def finished_folder(work: Path, nbytes: int) -> None:
     from hubtool.checkpoint.open import open_source
     from hubtool.checkpoint.tensors import TensorSpec, encode_header
     from hubtool.cli.console import Console
-    from hubtool.convert.convert import convert_source
+    from hubtool.convert.convert import convert_sources
+    from hubtool.convert.job import Effort, Job
     from hubtool.plan.plan import plan_source
     from hubtool.record import RECORD_FILE, read_record
     from hubtool.sample import TINY, write_sample
@@ -53,7 +54,7 @@ def finished_folder(work: Path, nbytes: int) -> None:
     source = open_source(str(write_sample(work / "source", TINY)), "someone/DeepSeek-V4-sample")
     (plan,) = plan_source(source, ["native"])
     folder = work / OUT
-    convert_source(source, plan, folder, 2, Console(quiet=True))
+    convert_sources(source, [Job(plan, folder)], Effort(), Console(quiet=True))
     (shard,) = folder.glob("*.safetensors")
     digest, random = hashlib.sha256(), np.random.default_rng(0)
     with shard.open("wb") as file:

@@ -340,3 +340,20 @@ def read_record(folder: Path) -> Record | None:
     """
     path = folder / RECORD_FILE
     return decode_record(path.read_bytes()) if path.is_file() else None
+
+
+def require_record(folder: Path) -> Record:
+    """The record of a folder that hubtool made.
+
+    Raises:
+        RecordError: It has none, or see `decode_record`.
+    """
+    record = read_record(folder)
+    if record is None:
+        raise RecordError("no record", where=folder, expected=RECORD_FILE, remedy="give a folder that hubtool made")
+    return record
+
+
+def asset_names(folder: Path) -> tuple[str, ...]:
+    """Names of the pictures in a folder, `assets/*.png`, sorted: hubtool's and the publisher's own."""
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in (folder / ASSETS_PREFIX).glob("*.png")))

@@ -15,8 +15,10 @@ from huggingface_hub.utils._http import default_client_factory
 
 from hubtool import cli
 from hubtool.checkpoint.open import open_source
+from hubtool.checkpoint.source import Source
 from hubtool.cli.console import Console
-from hubtool.convert.convert import convert_source
+from hubtool.convert.convert import Converted, convert_sources
+from hubtool.convert.job import Effort, Job
 from hubtool.hub.client import make_api
 from hubtool.plan.plan import Plan, plan_source
 from hubtool.record import Record
@@ -36,6 +38,12 @@ SHAPES = {
 PUBLISHED_SHAPES = {"flash": FLASH, "pro": PRO}
 
 QUIET = Console(quiet=True)
+
+
+def convert_source(source: Source, plan: Plan, folder: Path) -> Converted:
+    """The finished folder of one plan."""
+    (converted,) = convert_sources(source, [Job(plan, folder)], Effort(), QUIET)
+    return converted
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def converted(sample: Samples, tmp_path_factory: pytest.TempPathFactory) -> Conv
         source = open_source(str(sample(name)), "someone/DeepSeek-V4-sample")
         (plan,) = plan_source(source, [recipe])
         folder = tmp_path_factory.mktemp("converted") / f"{name}-{Path(recipe).stem}"
-        return Conversion(sample(name), folder, plan, convert_source(source, plan, folder, 2, QUIET).record)
+        return Conversion(sample(name), folder, plan, convert_source(source, plan, folder).record)
 
     return convert
 

@@ -11,9 +11,11 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hubtool.convert.convert import Converted
+from hubtool.hub.blobs import Progress
 from hubtool.hub.client import TimeOuts, make_api
 from hubtool.hub.destination import Destination
-from hubtool.hub.patience import Patience
+from hubtool.hub.patience import Patience, PatientHub
+from hubtool.hub.upload import Published, Upload
 from hubtool.record import Record, read_record
 from hubtool.rehearsal import RehearsalHub
 from hubtool.release.publish import Release, publish_folder
@@ -22,6 +24,15 @@ from tests.fixtures import QUIET, Conversions
 
 REPO = "someone/DeepSeek-V4-mini"
 PATHS = ("lfs", "xet")
+
+
+def upload(
+    api: HfApi, folder: Path, record: Record, to: Destination, progress: Progress = lambda name, nbytes: None
+) -> Published:
+    """Send a finished folder, and neither verify nor tag it."""
+    return Upload(PatientHub(api), folder, record, to).run(progress)
+
+
 READ_SECONDS = 60.0
 
 

@@ -8,8 +8,18 @@ import msgspec
 from hubtool.card import read_prose, render_card
 from hubtool.card.provenance import make_statements, remove_stale
 from hubtool.errors import OutputError
+from hubtool.files.lock import locked
 from hubtool.files.whole import write_beside
-from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, Record, SiblingRecord, encode_record
+from hubtool.record import (
+    CARD_FILE,
+    RECORD_FILE,
+    Evidence,
+    Record,
+    SiblingRecord,
+    asset_names,
+    encode_record,
+    require_record,
+)
 
 NOTES = "notes"
 """The section of the card that is the publisher's alone."""
@@ -56,14 +66,13 @@ def write_documents_of(folder: Path, record: Record, wording: Wording = PLAIN) -
         OutputError: The prose of the card that is there cannot be told from the rest; the disk is full.
     """
     path = folder / CARD_FILE
-    assets = sorted(path.relative_to(folder).as_posix() for path in (folder / ASSETS_PREFIX).glob("*.png"))
     try:
         card = path.read_text("utf-8") if path.is_file() else ""
     except UnicodeDecodeError as error:
         raise OutputError(
             "the card is not text", where=path, found=str(error), expected="UTF-8", remedy="mend or remove it"
         ) from error
-    documents = documents_of(record, card, assets, wording)
+    documents = documents_of(record, card, asset_names(folder), wording)
     remove_stale(folder, documents)
     for name, content in documents.items():
         if not (folder / name).is_file() or (folder / name).read_bytes() != content:
@@ -93,3 +102,22 @@ def address(
     addressed = msgspec.structs.replace(record, repo=repo, siblings=others)
     write_documents_of(folder, addressed, wording)
     return addressed
+
+
+def add_evidence(folder: Path, evidence: Sequence[Evidence], *, wait: bool = False) -> None:
+    """Append evidence to the record of a folder, and make again what is made from the record.
+
+    The weights may be damaged: they are not read.
+
+    Args:
+        folder: The folder.
+        evidence: What is appended.
+        wait: Until another process releases the folder: hours of work may stand behind this evidence.
+
+    Raises:
+        OutputError: Another process holds the folder, and this one is not to wait; see `write_documents_of`.
+        RecordError: The folder has no record.
+    """
+    with locked(folder, wait=wait):
+        record = require_record(folder)
+        write_documents_of(folder, msgspec.structs.replace(record, evidence=(*record.evidence, *evidence)))

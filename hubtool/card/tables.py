@@ -5,6 +5,7 @@ from typing import Any
 from hubtool import units
 from hubtool.card.claims import current_evidence, describe_machine, describe_nbytes, describe_versions
 from hubtool.card.markdown import code, escape
+from hubtool.checkpoint.tensors import DTYPE_NBYTES
 from hubtool.record import ComponentRecord, Evidence, MeasuredRecord, Record
 
 NOT_RECORDED = "not recorded"
@@ -23,8 +24,6 @@ _DTYPES = {
     "I64": "integer routing tables",
     "I32": "integer routing tables",
 }
-
-_DTYPE_NBYTES = {"BF16": 2, "F16": 2, "F32": 4, "U32": 4, "U8": 1, "I64": 8, "I32": 4}
 
 TEXT_COLUMNS = (("Component", "---"), ("Stored as", "---"))
 """Names of columns, and Markdown's rule below them."""
@@ -77,7 +76,7 @@ def label_rows(measured: MeasuredRecord, label_bits: int | None, *, mlx: bool) -
     if label_bits is not None:
         label = f"the `bits` at the top of config.json. The files hold {bits} bits per weight, scales and biases"
         rows.append((f"{label_bits}-bit", f"{label} included"))
-    stored = sum(nbytes // _DTYPE_NBYTES.get(dtype, 1) for dtype, nbytes in measured.dtypes.items())
+    stored = sum(nbytes // DTYPE_NBYTES.get(dtype, 1) for dtype, nbytes in measured.dtypes.items())
     counts = f"{units.format_count(measured.parameters)} logical parameters"
     if stored != measured.parameters:
         counts += f", in {units.format_count(stored)} stored values. Apps that count stored values show a smaller model"

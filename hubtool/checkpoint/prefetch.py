@@ -8,7 +8,8 @@ reader takes the rows that it needs straight from the Hub.
 A second process is kept out of the folder, by a lock beside it, from `prepare` until it is closed.
 
 A file gets its name only when it is whole, its hash is the Hub's, and it is synced. The folder is laid out as the stock
-client lays out a `--local-dir`, so that `hf download` goes on with what was begun here, and the other way round.
+client lays out a `--local-dir`, so that `hf download` finds the whole files that were fetched here, and the other way
+round. Files that are not whole are hubtool's alone: the stock client begins them again, and removes its own.
 """
 
 import os

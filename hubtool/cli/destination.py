@@ -4,10 +4,8 @@ import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 
@@ -70,22 +68,13 @@ def confirm(console: Console, endpoint: str, repo: str, *, yes: bool) -> None:
         UsageError: There is nobody to ask, and --yes was not given.
         click.Abort: The answer was no.
     """
+    from hubtool.hub.state import is_loopback
+
     if yes or is_loopback(endpoint):
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(f"would write to {repo} on {endpoint}", remedy="add --yes to allow it")
     click.confirm(f"Write to {repo} on {endpoint}?", abort=True, err=True)
-
-
-def is_loopback(endpoint: str) -> bool:
-    """Whether an address is this machine's own."""
-    host = urlsplit(endpoint).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextmanager

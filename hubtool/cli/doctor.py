@@ -49,7 +49,7 @@ def command(console: Console, source: str | None, recipe: str | None, memory_lim
 
 def _needs(source: str, recipe: str | None) -> tuple["Needs", int]:
     """What the model in question needs: a finished folder's, or that of a plan, which needs disk too."""
-    from hubtool.cli.evidence import require_record
+    from hubtool.record import require_record
     from hubtool.validate.doctor import needs_of_plan
     from hubtool.validate.ladder import DEFAULT_TOKENS
     from hubtool.validate.needs import needs_of_folder

@@ -12,8 +12,8 @@ import msgspec
 from hubtool import units
 from hubtool.cli.console import Console, table
 from hubtool.cli.options import FOLDER, parse_size, with_console
-from hubtool.errors import RecordError, UsageError, VerificationError
-from hubtool.record import Evidence, MachineRecord, Outcome
+from hubtool.errors import UsageError, VerificationError
+from hubtool.record import Evidence, MachineRecord, Outcome, require_record
 
 if TYPE_CHECKING:
     from hubtool.record import Record
@@ -84,6 +84,8 @@ def add_command(
     seconds: float,
 ) -> None:
     """Record what you did elsewhere. It is shown as stated by the publisher, and proves nothing by itself."""
+    from hubtool.card.documents import add_evidence
+
     record = require_record(folder)
     if changed := _find_changed(folder, record):
         raise VerificationError(
@@ -177,58 +179,6 @@ def _time(text: str) -> str:
         return when.astimezone(UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError) as error:
         raise UsageError("not a time", where="--started", found=text, expected="2026-11-23T10:00:00+00:00") from error
-
-
-def require_record(folder: Path) -> "Record":
-    """The record of a folder.
-
-    Raises:
-        RecordError: It has none, or it cannot be read.
-    """
-    from hubtool.record import RECORD_FILE, read_record
-
-    record = read_record(folder) if folder.is_dir() else None
-    if record is None:
-        raise RecordError("no record", where=folder, expected=RECORD_FILE, remedy="give a folder that hubtool made")
-    return record
-
-
-def add_evidence(folder: Path, evidence: Sequence[Evidence], *, wait: bool = False) -> None:
-    """Append evidence to the record of a folder, and make anew what is made from the record, the card first of all.
-
-    Each file is written whole or not at all. The weights may be damaged: they are not looked at.
-
-    Args:
-        folder: The folder.
-        evidence: What is appended.
-        wait: Until another process lets go of the folder: hours of work may stand behind this evidence.
-
-    Raises:
-        OutputError: Another process holds the folder, and this one is not to wait.
-    """
-    from hubtool.files.lock import locked
-    from hubtool.files.whole import write_beside
-    from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, encode_record
-    from hubtool.release.card import Opened, make_card, write_card
-
-    with locked(folder, wait=wait):
-        record = require_record(folder)
-        card = folder / CARD_FILE
-        opened = Opened(
-            name=str(folder),
-            folder=folder,
-            commit=None,
-            subject=msgspec.structs.replace(record, evidence=(*record.evidence, *evidence)),
-            card=card.read_text(encoding="utf-8") if card.is_file() else "",
-            assets=tuple(
-                sorted(path.relative_to(folder).as_posix() for path in (folder / ASSETS_PREFIX).glob("*.png"))
-            ),
-            statements={},
-            disagreements=(),
-        )
-        text = make_card(opened)
-        write_beside(folder / RECORD_FILE, encode_record(opened.record))
-        write_card(opened, text)
 
 
 OUTCOMES: dict[Outcome, str] = {

@@ -79,8 +79,6 @@ recipes_option = click.option(
     "--recipe", "recipes", multiple=True, required=True, metavar="NAME|FILE.toml", help="A recipe; may be repeated."
 )
 
-recipe_option = click.option("--recipe", required=True, metavar="NAME|FILE.toml", help="How the weights are stored.")
-
 
 def _default_jobs(context: click.Context, parameter: click.Parameter, value: int | None) -> int:
     from hubtool.convert.device import default_jobs
@@ -139,9 +137,5 @@ def check_repo(context: click.Context, parameter: click.Parameter, value: str | 
 repo_option = click.option("--to", "repo", callback=check_repo, metavar="ORG/NAME", help="The repo to publish to.")
 
 repo_argument = click.argument("repo", callback=check_repo, metavar="ORG/NAME")
-
-public_option = click.option(
-    "--public/--private", default=False, help="Whether a new repo is public.  [default: private]"
-)
 
 yes_option = click.option("--yes", is_flag=True, help="Write to the Hub without asking.")

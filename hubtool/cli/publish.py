@@ -261,8 +261,9 @@ def _validator(console: Console) -> Any:
     """Climbs rungs of the ladder for a folder, as `hubtool validate` does."""
 
     def validate(folder: Path, rungs: Sequence["Rung"]) -> Sequence["Evidence"]:
-        from hubtool.cli.evidence import add_evidence, require_record
+        from hubtool.card.documents import add_evidence
         from hubtool.guard.guard import Limits
+        from hubtool.record import require_record
         from hubtool.validate.ladder import Request, default_limit
         from hubtool.validate.ladder import validate as climb
 

@@ -10,7 +10,7 @@ from hubtool import units
 from hubtool.cli.console import Console
 from hubtool.cli.destination import confirm, destination_options, dry_run_option, open_hub
 from hubtool.cli.options import FOLDER, with_console, yes_option
-from hubtool.errors import RecordError, UsageError
+from hubtool.errors import UsageError
 
 if TYPE_CHECKING:
     from hubtool.hub.destination import Destination
@@ -29,12 +29,10 @@ def command(console: Console, folder: Path, to: "Destination | None", *, dry_run
     if to is None:
         raise UsageError("needs --to", remedy="say where to, as --to ORG/NAME")
     from hubtool.convert.convert import Converted
-    from hubtool.record import RECORD_FILE, read_record
+    from hubtool.record import require_record
     from hubtool.release.publish import look_at_folder, publish_folder
 
-    record = read_record(folder) if folder.is_dir() else None
-    if record is None:
-        raise RecordError("no record", where=folder, expected=RECORD_FILE, remedy="give a folder that hubtool made")
+    record = require_record(folder)
     console.log_to(folder)
     api = open_hub()
     converted = Converted(folder, record, fresh=False)

@@ -9,10 +9,10 @@ import click
 import msgspec
 
 from hubtool.cli.console import Console
-from hubtool.cli.evidence import add_evidence, evidence_text, require_record
+from hubtool.cli.evidence import evidence_text
 from hubtool.cli.options import FOLDER, parse_size, with_console
 from hubtool.errors import GuardError
-from hubtool.record import Evidence
+from hubtool.record import RUNGS, Evidence, require_record
 
 if TYPE_CHECKING:
     from hubtool.validate.ladder import Stage
@@ -65,8 +65,8 @@ def command(
     Without a step named, all that this machine can do safely, cheapest first. Whatever runs the model runs in a process
     of its own, which is stopped when it takes more memory than it may.
     """
+    from hubtool.card.documents import add_evidence
     from hubtool.guard.guard import Limits
-    from hubtool.record import RUNGS
     from hubtool.validate.ladder import Request, default_limit, validate
 
     console.log_to(folder)

@@ -37,11 +37,6 @@ class Converted:
     fresh: bool
 
 
-def convert_source(source: Source, plan: Plan, folder: Path, jobs: int, watch: Watch) -> Converted:
-    """Make the finished folder of one plan: see `convert_sources`."""
-    return convert_sources(source, [Job(plan, folder)], Effort(jobs), watch)[0]
-
-
 def convert_sources(source: Source, work: Sequence[Job], effort: Effort, watch: Watch) -> list[Converted]:
     """Make the finished folder of each job in one pass over the source, or find that it is there.
 

@@ -6,7 +6,7 @@ It is a hint for the next run, never the truth: the Hub is asked before any of i
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -46,9 +46,9 @@ class State:
 
     def __post_init__(self) -> None:
         """Read what an earlier run has left."""
-        name = f"{_host(self.endpoint)}/{self.destination}"
-        self._path = self.folder / STATE_DIR / HUB_DIR / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
-        self._kept = _Kept(name)
+        key = destination_key(self.endpoint, self.destination)
+        self._path = kept_path(self.folder, HUB_DIR, key, ".json")
+        self._kept = _Kept(key)
         if self._path.is_file():
             try:
                 self._kept = msgspec.json.decode(self._path.read_bytes(), type=_Kept)
@@ -80,11 +80,35 @@ class State:
         write_beside(self._path, msgspec.json.encode(self._kept))
 
 
-def _host(endpoint: str) -> str:
-    """The Hub's host and port; of this machine the host alone, since a rehearsal has another port each time."""
-    address = urlsplit(endpoint)
+def is_loopback(endpoint: str) -> bool:
+    """Whether a Hub's address is this machine's own: `localhost`, or an address of the loopback interface."""
+    host = (urlsplit(endpoint).hostname or "").removesuffix(".")
+    if host == "localhost":
+        return True
     try:
-        loopback = ip_address(address.hostname or "").is_loopback
+        address = ip_address(host)
     except ValueError:
-        loopback = address.hostname == "localhost"
-    return "loopback" if loopback else address.netloc
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def destination_key(endpoint: str, destination: str) -> str:
+    """Which Hub, and what of it: `HOST[:PORT][/PATH]/ORG/NAME@REVISION`; whatever is kept of it is kept under this.
+
+    A Hub on this machine is `loopback` whatever its port, since a rehearsal has another port each time. A port that the
+    scheme implies is left out, and so is a login in the address.
+    """
+    if is_loopback(endpoint):
+        return f"loopback/{destination}"
+    address = urlsplit(endpoint)
+    host = address.netloc.rpartition("@")[2].lower().removesuffix(_IMPLIED_PORTS.get(address.scheme, ""))
+    return f"{host}{address.path.rstrip('/')}/{destination}"
+
+
+def kept_path(folder: Path, kind: str, key: str, suffix: str) -> Path:
+    """Where a folder keeps what is known of a destination: in `.hubtool/KIND`, under a digest of `destination_key`."""
+    return folder / STATE_DIR / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}{suffix}"
+
+
+_IMPLIED_PORTS = {"http": ":80", "https": ":443"}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationDelete
 from huggingface_hub.lfs import UploadInfo
 
 from hubtool.errors import HubError, OutputError, RecordError
@@ -22,12 +22,12 @@ from hubtool.hub.reader import has_record, read_hub_file, read_hub_record
 from hubtool.hub.rules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.hub.state import Blob, State
 from hubtool.record import (
-    ASSETS_PREFIX,
     CARD_FILE,
     DERIVED_FILES,
     RECORD_FILE,
     FileRecord,
     Record,
+    asset_names,
     decode_record,
     encode_record,
     is_derived,
@@ -101,8 +101,7 @@ def published_names(record: Record, folder: Path | None = None) -> tuple[str, ..
     names = {*(file.name for file in record.files), RECORD_FILE, CARD_FILE}
     if folder is not None:
         beside = [path.name for path in folder.glob("*") if path.is_file()]
-        beside += [path.relative_to(folder).as_posix() for path in (folder / ASSETS_PREFIX).glob("*.png")]
-        names |= {name for name in beside if is_derived(name)}
+        names |= {name for name in (*beside, *asset_names(folder)) if is_derived(name)}
     return tuple(sorted(names))
 
 
@@ -114,29 +113,6 @@ def release_title(recipe: str, plan: str) -> str:
 def record_digest(record: Record) -> str:
     """The start of the SHA-256 of hubtool.json, which names a release."""
     return hashlib.sha256(encode_record(record)).hexdigest()[:DIGEST_LENGTH]
-
-
-def upload(
-    api: HfApi,
-    folder: Path,
-    record: Record,
-    to: Destination,
-    progress: Progress = lambda name, nbytes: None,
-) -> Published:
-    """Publish a finished folder with the usual patience: see `Upload`.
-
-    Args:
-        api: The Hub.
-        folder: A finished folder.
-        record: Its record.
-        to: Where to.
-        progress: Told a file's name and how many more of its bytes were sent.
-
-    Raises:
-        OutputError: A file of the record is not in the folder, or has changed, or the Hub would refuse the card.
-        HubError: The Hub refused, or could not be reached.
-    """
-    return Upload(PatientHub(api), folder, record, to).run(progress)
 
 
 class Upload:

@@ -31,6 +31,7 @@ from hubtool.record import (
     TEST_RESULT_FILE,
     FileRecord,
     Record,
+    asset_names,
     decode_record,
     encode_record,
     read_record,
@@ -141,7 +142,7 @@ def _folder(folder: Path) -> _Place:
             FileRecord(name=name, sha256=digest or "0" * 64, nbytes=(folder / name).stat().st_size)
             for name, digest in hashes.items()
         ],
-        assets=sorted(path.relative_to(folder).as_posix() for path in (folder / ASSETS_PREFIX).glob("*.png")),
+        assets=asset_names(folder),
         headers=lambda shards: {name: read_header(folder / name) for name in shards},
         read=lambda name: (folder / name).read_bytes(),
     )

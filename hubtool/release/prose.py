@@ -3,18 +3,16 @@
 The card as this folder last published it is kept in `.hubtool/`, to tell which of the two was edited since.
 """
 
-import hashlib
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from hubtool.card import read_prose
 from hubtool.card.prose import replace_prose
 from hubtool.errors import OutputError
-from hubtool.files.whole import STATE_DIR, write_beside
+from hubtool.files.whole import write_beside
 from hubtool.hub.destination import Destination, find_place
 from hubtool.hub.patience import PatientHub
 from hubtool.hub.reader import read_hub_file
-from hubtool.hub.state import State
+from hubtool.hub.state import State, destination_key, kept_path
 from hubtool.hub.upload import release_title
 from hubtool.record import CARD_FILE, Record
 
@@ -86,20 +84,18 @@ def adopt_prose(hub: PatientHub, folder: Path, record: Record, to: Destination, 
     return card != mine
 
 
-def read_base(folder: Path, endpoint: str, key: str) -> str:
-    """The card as it was last published from a folder to a hub; empty if that is not known."""
-    path = _base_path(folder, endpoint, key)
+def read_base(folder: Path, endpoint: str, destination: str) -> str:
+    """The card as it was last published from a folder to a destination of a Hub; empty if that is not known."""
+    path = _base_path(folder, endpoint, destination)
     return path.read_text("utf-8") if path.is_file() else ""
 
 
-def keep_base(folder: Path, endpoint: str, key: str, card: bytes) -> None:
+def keep_base(folder: Path, endpoint: str, destination: str, card: bytes) -> None:
     """Keep a card as the one that was published last."""
-    path = _base_path(folder, endpoint, key)
+    path = _base_path(folder, endpoint, destination)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_beside(path, card)
 
 
-def _base_path(folder: Path, endpoint: str, key: str) -> Path:
-    # Without the port: a rehearsal has another one each time.
-    name = f"{urlsplit(endpoint).hostname}/{key}"
-    return folder / STATE_DIR / CARDS_DIR / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.md"
+def _base_path(folder: Path, endpoint: str, destination: str) -> Path:
+    return kept_path(folder, CARDS_DIR, destination_key(endpoint, destination), ".md")

@@ -15,7 +15,7 @@ from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import Source
 from hubtool.convert.convert import Converted, convert_sources, finished
 from hubtool.convert.job import Effort, Job
-from hubtool.errors import RecordError, VerificationError
+from hubtool.errors import VerificationError
 from hubtool.hub.destination import Destination
 from hubtool.hub.finish import commit_documents as hub_commit_documents
 from hubtool.hub.finish import finish
@@ -25,7 +25,7 @@ from hubtool.hub.upload import foresee as hub_foresee
 from hubtool.hub.verify import Verification, verify
 from hubtool.plan.plan import Plan, plan_source
 from hubtool.progress import Watch
-from hubtool.record import CARD_FILE, RECORD_FILE, Evidence, Record, Rung, SiblingRecord, read_record
+from hubtool.record import CARD_FILE, Evidence, Record, Rung, SiblingRecord, require_record
 from hubtool.release.collection import _collect
 from hubtool.release.file import Planned, ReleaseFile
 from hubtool.release.privacy import require_private, require_private_texts
@@ -216,7 +216,7 @@ def publish_release(
         repo = planned.destination.repo
         others = [variant for variant in variants if variant.repo != repo]
         wording = Wording(release.templates, planned.notes)
-        record = address(each.folder, _require_record(each.folder), repo, others, wording)
+        record = address(each.folder, require_record(each.folder), repo, others, wording)
         published.append(publish_folder(api, Converted(each.folder, record, each.fresh), planned.destination, watch))
     _collect(PatientHub(api, PATIENCE, watch.say), release)
     return published
@@ -279,16 +279,9 @@ def _sibling(planned: Planned, record: Record) -> SiblingRecord:
     )
 
 
-def _require_record(folder: Path) -> Record:
-    record = read_record(folder)
-    if record is None:
-        raise RecordError("no record", where=folder, expected=RECORD_FILE, remedy="run it again")
-    return record
-
-
 def _missing_rungs(folder: Path, wanted: Sequence[Rung]) -> Sequence[Rung]:
     """The rungs of which nobody measured that these very files pass them."""
-    evidence = current_evidence(_require_record(folder))
+    evidence = current_evidence(require_record(folder))
     passed = {each.check for each in evidence if (each.kind, each.outcome) == ("measured", "passed")}
     return [rung for rung in wanted if rung not in passed]
 

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from hubtool.checkpoint.open import open_source
-from hubtool.cli.console import Console
-from hubtool.convert.convert import convert_source
 from hubtool.hub.client import make_api
 from hubtool.hub.destination import Destination
-from hubtool.hub.upload import upload
 from hubtool.plan.plan import plan_source
 from hubtool.plan.recipe import recipe_names
 from hubtool.rehearsal import RehearsalHub
 from hubtool.sample import write_sample
+from tests.fixtures import convert_source
+from tests.publisher import upload
 
 PARSER = "@huggingface/hub@2.17.5"
 """The first version that counts MLX's quantized weights unpacked is 2.17.5."""
@@ -65,7 +64,7 @@ def publish(hub: RehearsalHub, work: Path) -> dict[str, int]:
     expected = {}
     for recipe in recipe_names():
         (plan,) = plan_source(source, [recipe])
-        made = convert_source(source, plan, work / recipe, 2, Console(quiet=True))
+        made = convert_source(source, plan, work / recipe)
         repo = f"rehearsal/{recipe}"
         upload(api, made.folder, made.record, Destination(repo))
         expected[repo] = made.record.measured.parameters

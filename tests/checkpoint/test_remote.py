@@ -13,7 +13,6 @@ from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.remote import HEAD_NBYTES, HubSource
 from hubtool.checkpoint.source import INDEX_FILE, LocalSource, parse_spec
 from hubtool.checkpoint.tensors import TensorSpec, encode_header
-from hubtool.convert.convert import convert_source
 from hubtool.convert.engine import convert
 from hubtool.convert.job import Job
 from hubtool.convert.journal import Journal
@@ -24,7 +23,7 @@ from hubtool.rehearsal import RehearsalHub
 from hubtool.rehearsal.faults import Answer, Fault, Faults
 from tests.checkpoint.repo import FINISHED, REPO, read_shard, shard_sizes
 from tests.checkpoints import file_bytes
-from tests.fixtures import QUIET, CommandLine, Conversions
+from tests.fixtures import CommandLine, Conversions, convert_source
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.usefixtures("client")]
@@ -148,7 +147,7 @@ def _convert(source: HubSource | LocalSource, out: Path, shard_nbytes: int) -> d
     model = plan_source(source, ["mixed_3_6"])[0].model
     plan = make_plan(model, load_recipe("mixed_3_6"), shard_nbytes)
     assert sum(len(shard.tensors) for shard in plan.shards) == plan.tensors
-    convert_source(source, plan, out, 2, QUIET)
+    convert_source(source, plan, out)
     return {name: sha256 for name, sha256 in file_bytes(out).items() if name.endswith(".safetensors")}
 
 
@@ -295,7 +294,7 @@ def test_hash_that_was_not_checked_is_not_claimed_by_the_run_that_goes_on(folder
     source.close()
     before = Journal(out).load().unverified
     again = open_source(REPO, out=out)
-    record = convert_source(again, plan, out, 2, QUIET).record
+    record = convert_source(again, plan, out).record
     again.close()
     assert before and before <= set(record.source.unverified)
 

@@ -15,7 +15,6 @@ import pytest
 import hubtool as package
 from hubtool.cli import cli, console
 from hubtool.cli.console import Console, table
-from hubtool.cli.destination import is_loopback
 from hubtool.convert import device
 from hubtool.units import MB
 from tests.checkpoints import copied, file_bytes
@@ -244,19 +243,3 @@ def test_details_are_for_those_who_ask(capsys: pytest.CaptureFixture[str]) -> No
     Console().detail("deep")
     Console(verbose=True).detail("deep")
     assert capsys.readouterr().err == "deep\n"
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "loopback"),
-    [
-        ("http://127.0.0.1:8700", True),
-        ("http://localhost", True),
-        ("http://[::1]:80", True),
-        ("https://huggingface.co", False),
-        ("http://10.0.0.1", False),
-        ("http://127.0.0.1.evil.example", False),
-        ("", False),
-    ],
-)
-def test_loopback_is_this_machine_alone(endpoint: str, loopback: bool) -> None:
-    assert is_loopback(endpoint) == loopback

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from hubtool.checkpoint.open import open_source
-from hubtool.convert.convert import convert_source
 from hubtool.plan.plan import plan_source
 from tests.checkpoints import Tensor, copied, edit_tensors, read_tensors
-from tests.fixtures import QUIET, CommandLine, Refusal, Samples
+from tests.fixtures import CommandLine, Refusal, Samples, convert_source
 from tests.reference import Published
 
 LOWEST, HIGHEST = 10, 246
@@ -27,7 +26,7 @@ def convert(tmp_path: Path) -> Callable[[Path, str], Path]:
     def run(folder: Path, recipe: str) -> Path:
         source = open_source(str(folder))
         (plan,) = plan_source(source, [recipe])
-        return convert_source(source, plan, tmp_path / recipe, 2, QUIET).folder
+        return convert_source(source, plan, tmp_path / recipe).folder
 
     return run
 

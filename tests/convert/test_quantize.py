@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from hubtool.checkpoint.open import open_source
-from hubtool.convert.convert import convert_source
 from hubtool.plan.plan import plan_source
 from hubtool.plan.recipe import recipe_names
 from tests.checkpoints import Tensor, copied, edit_tensors, read_tensors
-from tests.fixtures import QUIET, CommandLine, Conversions, Samples
+from tests.fixtures import CommandLine, Conversions, Samples, convert_source
 from tests.reference import Published, plain
 
 MLX_DTYPES = {"BF16": mx.bfloat16, "F32": mx.float32, "I64": mx.int64}
@@ -153,7 +152,7 @@ def test_every_format_of_mlx_is_written(sample: Samples, tmp_path: Path) -> None
     (tmp_path / "every.toml").write_text(text)
     source = open_source(str(sample("mini")))
     (plan,) = plan_source(source, [str(tmp_path / "every.toml")])
-    convert_source(source, plan, tmp_path / "out", 2, QUIET)
+    convert_source(source, plan, tmp_path / "out")
     # Layer 1's experts are FP4, which mxfp8 does not hold as it is; FP8 is repacked in this recipe.
     affine = {f"affine {bits} {group_size}" for bits in (2, 3, 4, 5, 6, 8) for group_size in (32, 64, 128)}
     formats = check_folder(sample("mini"), tmp_path / "out", LOSSLESS)

@@ -12,12 +12,13 @@ from hubtool.hub.client import make_api
 from hubtool.hub.destination import Destination
 from hubtool.hub.patience import PatientHub
 from hubtool.hub.reader import read_hub_record
-from hubtool.hub.upload import Published, upload
+from hubtool.hub.upload import Published
 from hubtool.hub.verify import verify
 from hubtool.record import Record, read_record
 from hubtool.rehearsal import RehearsalHub
 from tests.checkpoints import copied, edit_json, file_bytes
 from tests.fixtures import Conversion, Conversions
+from tests.publisher import upload
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

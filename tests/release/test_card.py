@@ -10,7 +10,6 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from hubtool.checkpoint.source import LocalSource
 from hubtool.errors import HubError
 from hubtool.hub.destination import Destination
-from hubtool.hub.upload import upload
 from hubtool.record import (
     DERIVED_FILES,
     PROVENANCE_FILE,
@@ -25,6 +24,7 @@ from hubtool.release import card as cards
 from tests.card.records import LOAD, with_evidence
 from tests.checkpoints import copied, edit_json, file_bytes
 from tests.fixtures import CommandLine, Conversions, Samples
+from tests.publisher import upload
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

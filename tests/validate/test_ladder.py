@@ -20,7 +20,6 @@ from hubtool.card import current_evidence, render_card
 from hubtool.checkpoint.measure import measure
 from hubtool.checkpoint.open import open_source
 from hubtool.cli.console import Console
-from hubtool.convert.convert import convert_source
 from hubtool.files.lock import held, locked
 from hubtool.guard.guard import Limits
 from hubtool.plan.plan import plan_source
@@ -30,7 +29,7 @@ from hubtool.units import GB, MB
 from hubtool.validate.finding import without_paths
 from hubtool.validate.ladder import Request, validate
 from tests.checkpoints import Tensor, copied, edit_json, edit_tensors
-from tests.fixtures import CommandLine, Conversions
+from tests.fixtures import CommandLine, Conversions, convert_source
 
 TOKENS = 3
 
@@ -60,7 +59,7 @@ def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("medium")
     source = open_source(str(write_sample(root / "source", MEDIUM)))
     (plan,) = plan_source(source, ["native"])
-    convert_source(source, plan, root / "folder", 2, Console(quiet=True))
+    convert_source(source, plan, root / "folder")
     return root / "folder"
 
 
