@@ -128,7 +128,8 @@ def plain_kernels() -> Callable[[Step, int], None]:
     import mlx.core as mx
 
     from hubtool.convert.decode import E2M1_VALUES
-    from hubtool.convert.quantize import quantize
+    from hubtool.convert.hints import Hints
+    from hubtool.convert.nearest import quantize_nearest
 
     def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
         return (values.view(np.uint32) >> 16).astype(np.uint16)
@@ -151,7 +152,7 @@ def plain_kernels() -> Callable[[Step, int], None]:
         else:
             bits, scale = random[: 2 * rows * columns].view(np.uint16), mx.ones((rows, 1, 1), mx.bfloat16)
         values = mx.array(bits).view(mx.bfloat16).reshape(rows, scale.shape[1], -1) * scale
-        mx.eval(quantize(values.reshape(rows, columns), step.format))
+        mx.eval(quantize_nearest(values.reshape(rows, columns), step.format, Hints()))
 
     return make
 
@@ -161,8 +162,9 @@ def own_kernels() -> Callable[[Step, int], None]:
     import mlx.core as mx
 
     from hubtool.convert import decode
+    from hubtool.convert.hints import Hints
+    from hubtool.convert.nearest import quantize_nearest
     from hubtool.convert.piece import tiles
-    from hubtool.convert.quantize import quantize
 
     random, scales = published_bytes(), np.full(8 * MIB, 120, np.uint8)
     index, decoded = np.empty(32 * MIB, np.uint16), np.empty(32 * MIB, np.uint32)
@@ -182,7 +184,7 @@ def own_kernels() -> Callable[[Step, int], None]:
                 bits = decode.decode_fp8(random[: size * columns].reshape(size, columns), scale, block)
             else:
                 bits = random[: 2 * size * columns].view(np.uint16).reshape(size, columns)
-            mx.eval(quantize(mx.array(bits).view(mx.bfloat16), step.format))
+            mx.eval(quantize_nearest(mx.array(bits).view(mx.bfloat16), step.format, Hints()))
 
     return make
 

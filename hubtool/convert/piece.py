@@ -14,7 +14,8 @@ import numpy.typing as npt
 from hubtool.checkpoint.source import Source
 from hubtool.convert import decode
 from hubtool.convert.device import decodes_on_device
-from hubtool.convert.quantize import MLX_DTYPES, Array, dequantize, from_bytes, quantize, squared_error, to_numpy
+from hubtool.convert.hints import Hints
+from hubtool.convert.quantize import MLX_DTYPES, QUANTIZERS, Array, dequantize, from_bytes, squared_error, to_numpy
 from hubtool.errors import SourceError
 from hubtool.models import Parameter
 from hubtool.plan.plan import Piece, Step
@@ -176,7 +177,7 @@ def _store(values: mx.array, step: Step) -> Sequence[mx.array]:
     """What a step stores of some rows; what is quantized is BF16 first, as its scales are."""
     if step.how == "cast":
         return [values.astype(MLX_DTYPES[step.outputs[0].spec.dtype])]
-    return quantize(values.astype(mx.bfloat16), step.format)
+    return QUANTIZERS["nearest"](values.astype(mx.bfloat16), step.format, Hints())
 
 
 class _Loaded:

@@ -1,12 +1,15 @@
 """Arrays on MLX's device -> what a recipe stores: packed weight, scales and biases, or another float dtype."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from hubtool.convert.hints import Hints
+from hubtool.convert.nearest import quantize_nearest
+from hubtool.convert.weighted import quantize_weighted
 from hubtool.plan.recipe import Format
 
 Array = npt.NDArray[Any]
@@ -31,20 +34,15 @@ def to_numpy(arrays: Sequence[mx.array]) -> tuple[Array, ...]:
     return tuple(np.array(view, copy=False) for view in views)
 
 
-def quantize(values: mx.array, form: Format) -> tuple[mx.array, ...]:
-    """The packed weight uint32 [out, in*bits/32], scales, and for affine biases, [out, in/group_size].
-
-    Scales and biases have the dtype of `values` for affine; for the mx and nv modes there are only scales, uint8.
-
-    Args:
-        values: Floating point [out, in].
-        form: A format that quantizes.
-    """
-    return tuple(mx.quantize(values, group_size=form.group_size, bits=form.bits, mode=form.mode))
+QUANTIZERS: Mapping[str, Callable[[mx.array, Format, Hints], tuple[mx.array, ...]]] = {
+    "nearest": quantize_nearest,
+    "weighted": quantize_weighted,
+}
+"""What makes packed weight, scales and, for affine, biases of bfloat16 values [out, in], by the name of the fit."""
 
 
 def dequantize(arrays: Sequence[mx.array], form: Format, dtype: mx.Dtype) -> mx.array:
-    """[out, in] of `dtype` from what `quantize` returns."""
+    """[out, in] of `dtype` from what a quantizer returns."""
     weight, scales = arrays[:2]
     biases = arrays[2] if form.has_biases else None
     return mx.dequantize(weight, scales, biases, form.group_size, form.bits, form.mode, dtype=dtype)
@@ -55,7 +53,7 @@ def squared_error(values: mx.array, arrays: Sequence[mx.array], form: Format) ->
 
     Args:
         values: What was quantized, [out, in].
-        arrays: What `quantize` made of it.
+        arrays: What a quantizer made of it.
         form: How.
     """
     sample = values.astype(mx.float32)
