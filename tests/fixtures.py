@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from hubtool.convert.convert import Converted, convert_sources
 from hubtool.convert.job import Effort, Job
 from hubtool.hub.client import make_api
 from hubtool.plan.plan import Plan, plan_source
+from hubtool.progress import Advance
 from hubtool.record import Record
 from hubtool.rehearsal import RehearsalHub
 from hubtool.sample import BASE_LIKE, FLASH, OTHER, PRO, PRO_LIKE, R0731_LIKE, TINY, write_sample
@@ -44,6 +47,42 @@ def convert_source(source: Source, plan: Plan, folder: Path) -> Converted:
     """The finished folder of one plan."""
     (converted,) = convert_sources(source, [Job(plan, folder)], Effort(), QUIET)
     return converted
+
+
+class Counting:
+    """A Watch that keeps what it is told.
+
+    Attributes:
+        stages: Name and bytes of each stage, in order.
+        done: Bytes by stage and label.
+        found: Of those, the ones that an earlier run had done.
+        said: What was said.
+    """
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int]] = []
+        self.done: Counter[tuple[str, str]] = Counter()
+        self.found: Counter[tuple[str, str]] = Counter()
+        self.said: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advance]:
+        """A stage whose steps are added up."""
+        self.stages.append((name, total_nbytes))
+
+        def advance(nbytes: int, label: str = "", *, found: bool = False) -> None:
+            self.done[name, label] += nbytes
+            self.found[name, label] += nbytes if found else 0
+
+        yield advance
+
+    def say(self, text: str) -> None:
+        """Keep what was said."""
+        self.said.append(text)
+
+    def counted(self, stage: str) -> dict[str, int]:
+        """Bytes by label of one stage."""
+        return {label: nbytes for (name, label), nbytes in self.done.items() if name == stage}
 
 
 @dataclass(frozen=True)

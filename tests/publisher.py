@@ -11,11 +11,11 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hubtool.convert.convert import Converted
-from hubtool.hub.blobs import Progress
 from hubtool.hub.client import TimeOuts, make_api
 from hubtool.hub.destination import Destination
 from hubtool.hub.patience import Patience, PatientHub
 from hubtool.hub.upload import Published, Upload
+from hubtool.progress import UNWATCHED, Watch
 from hubtool.record import Record, read_record
 from hubtool.rehearsal import RehearsalHub
 from hubtool.release.publish import Release, publish_folder
@@ -26,11 +26,9 @@ REPO = "someone/DeepSeek-V4-mini"
 PATHS = ("lfs", "xet")
 
 
-def upload(
-    api: HfApi, folder: Path, record: Record, to: Destination, progress: Progress = lambda name, nbytes: None
-) -> Published:
+def upload(api: HfApi, folder: Path, record: Record, to: Destination, watch: Watch = UNWATCHED) -> Published:
     """Send a finished folder, and neither verify nor tag it."""
-    return Upload(PatientHub(api), folder, record, to).run(progress)
+    return Upload(PatientHub(api), folder, record, to).run(watch)
 
 
 READ_SECONDS = 60.0

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubtool import units
+from hubtool.progress import Advance, uncounted
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
-
-    from hubtool.progress import Advancing
 
 PROGRESS_SECONDS = 1.0
 """How often progress is written as JSON lines."""
@@ -92,7 +91,7 @@ class Console:
         return json.dumps({"time": now, **event}, ensure_ascii=False) + "\n"
 
     @contextmanager
-    def stage(self, name: str, total_nbytes: int = 0) -> Iterator["Advancing"]:
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advance]:
         """A stage of a run, with a bar on a terminal, JSON lines in JSON mode, and a line when it ends otherwise."""
         begun = time.monotonic()
         self.detail(f"{name} begins")
@@ -102,7 +101,7 @@ class Console:
             with self._bar(name, total_nbytes) as advance:
                 yield advance
         else:
-            yield lambda nbytes, label, *, found=False: None
+            yield uncounted
         seconds = time.monotonic() - begun
         size = f"{units.format_size(total_nbytes)} in " if total_nbytes else ""
         event = {"done": name, "seconds": round(seconds, 3)}
@@ -110,21 +109,21 @@ class Console:
         if not self.quiet:
             self._print(event, f"{name}: {size}{units.format_seconds(seconds)}")
 
-    def _json_progress(self, name: str, total_nbytes: int) -> "Advancing":
-        meter, shown = _Meter(total_nbytes), 0.0
+    def _json_progress(self, name: str, total_nbytes: int) -> Advance:
+        pace, shown = _Pace(total_nbytes), 0.0
 
-        def advance(nbytes: int, label: str, *, found: bool = False) -> None:
+        def advance(nbytes: int, label: str = "", *, found: bool = False) -> None:
             nonlocal shown
-            meter.add(nbytes, found)
+            pace.add(nbytes, found)
             now = time.monotonic()
-            if (now - shown >= PROGRESS_SECONDS or meter.done >= total_nbytes) and not self.quiet:
+            if (now - shown >= PROGRESS_SECONDS or pace.done >= total_nbytes) and not self.quiet:
                 shown = now
-                self._print({"stage": name, **meter.figures(), "at": label}, "")
+                self._print({"stage": name, **pace.figures(), "at": label}, "")
 
         return advance
 
     @contextmanager
-    def _bar(self, name: str, total_nbytes: int) -> Iterator["Advancing"]:
+    def _bar(self, name: str, total_nbytes: int) -> Iterator[Advance]:
         from rich import progress
 
         columns = (
@@ -134,18 +133,18 @@ class Console:
             progress.TextColumn("{task.fields[figures]}"),
             progress.TextColumn("{task.fields[at]}"),
         )
-        meter = _Meter(total_nbytes)
+        pace = _Pace(total_nbytes)
         with progress.Progress(*columns, console=rich_console(stderr=True), transient=True) as bar:
             task = bar.add_task(name, total=total_nbytes, figures="", at="")
 
-            def advance(nbytes: int, label: str, *, found: bool = False) -> None:
-                meter.add(nbytes, found)
-                bar.update(task, advance=nbytes, figures=meter.spoken(), at=label)
+            def advance(nbytes: int, label: str = "", *, found: bool = False) -> None:
+                pace.add(nbytes, found)
+                bar.update(task, advance=nbytes, figures=pace.spoken(), at=label)
 
             yield advance
 
 
-class _Meter:
+class _Pace:
     """How far a stage is, how fast, and in how much memory.
 
     Attributes:

@@ -268,7 +268,7 @@ def _validator(console: Console) -> Any:
         from hubtool.validate.ladder import validate as climb
 
         request = Request(Limits(default_limit()), frozenset(rungs))
-        evidence = list(climb(folder, require_record(folder), request, console.stage))
+        evidence = list(climb(folder, require_record(folder), request, console))
         add_evidence(folder, evidence, wait=True)
         return [each for each in evidence if each.check in rungs]
 

@@ -1,9 +1,8 @@
 """`hubtool validate`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -12,10 +11,9 @@ from hubtool.cli.console import Console
 from hubtool.cli.evidence import evidence_text
 from hubtool.cli.options import FOLDER, parse_size, with_console
 from hubtool.errors import GuardError
+from hubtool.files.lock import locked
+from hubtool.progress import Advance
 from hubtool.record import RUNGS, Evidence, require_record
-
-if TYPE_CHECKING:
-    from hubtool.validate.ladder import Stage
 
 
 @click.command("validate")
@@ -75,22 +73,25 @@ def command(
     limits = Limits(memory_limit or default_limit(), max_swap_growth, max_pressure, grace=grace)
     request = Request(limits, frozenset(rung for rung, asked in named if asked), tokens, force, trust_remote_code)
     evidence: list[Evidence] = []
-    for each in validate(folder, record, request, _free_stage(console, folder)):
+    for each in validate(folder, record, request, _WhenFree(console, folder)):
         add_evidence(folder, [each], wait=True)
         evidence.append(each)
     console.answer({"evidence": msgspec.to_builtins(evidence)}, lambda: evidence_text(evidence))
     return exit_code(evidence, request.named)
 
 
-def _free_stage(console: Console, folder: Path) -> "Stage":
-    """The console's stage, which begins only when no other process holds the folder."""
-    from hubtool.files.lock import locked
+class _WhenFree:
+    """The console, whose stages begin only when no other process holds the folder."""
 
-    def stage(name: str, nbytes: int) -> AbstractContextManager[Callable[[int, str], None]]:
-        with locked(folder):
-            return console.stage(name, nbytes)
+    def __init__(self, console: Console, folder: Path) -> None:
+        self.say = console.say
+        self._console = console
+        self._folder = folder
 
-    return stage
+    def stage(self, name: str, total_nbytes: int = 0) -> AbstractContextManager[Advance]:
+        """The console's stage."""
+        with locked(self._folder):
+            return self._console.stage(name, total_nbytes)
 
 
 def exit_code(evidence: Sequence[Evidence], named: frozenset[str]) -> int:

@@ -32,7 +32,7 @@ from hubtool.plan.plan import Piece, Shard, Step
 
 
 @dataclass(frozen=True, slots=True)
-class Advance:
+class Written:
     """One step forward: bytes of output that were written, or `found` done, and of what."""
 
     nbytes: int
@@ -46,7 +46,7 @@ def convert(
     jobs: int = 2,
     error_rows: int = ERROR_ROWS,
     say: Callable[[str], None] = lambda text: None,
-) -> Generator[Advance, None, None]:
+) -> Generator[Written, None, None]:
     """Carry out each job's plan, yielding every step forward; the caller's loop is the progress bar.
 
     A job that was begun goes on where it stopped. Afterwards `Journal(folder).load()` has every shard's SHA-256 and
@@ -112,12 +112,12 @@ class _Folder:
         self.todo: set[int] = set()
         self.shards: dict[int, PartialShard] = {}
 
-    def resume(self, say: Callable[[str], None]) -> Iterator[Advance]:
+    def resume(self, say: Callable[[str], None]) -> Iterator[Written]:
         """Find out what is done, and believe of an unfinished shard only what its bytes say too; `say` what is not."""
         plan, progress = self.job.plan, self.journal.load()
         for index, shard in enumerate(plan.shards):
             if self._is_finished(shard, progress, say):
-                yield Advance(shard.data_nbytes, shard.file, found=True)
+                yield Written(shard.data_nbytes, shard.file, found=True)
             else:
                 self.shards[index] = PartialShard(self.journal.partial / shard.file, shard.header, shard.nbytes)
         damaged: Counter[str] = Counter()
@@ -126,7 +126,7 @@ class _Folder:
             checksums = progress.pieces.get(number, ())
             known = len(checksums) == len(step.outputs)
             if known and self._holds(step, piece, checksums):
-                yield Advance(self._note(step, piece), step.parameter.path, found=True)
+                yield Written(self._note(step, piece), step.parameter.path, found=True)
             elif any(output.shard in self.shards for output in step.outputs):
                 self.todo.add(number)
                 unfinished = [self.shards[output.shard] for output in step.outputs if output.shard in self.shards]
@@ -171,7 +171,7 @@ class _Folder:
                 done += nbytes
         return done
 
-    def write(self, number: int, piece: Piece, made: Made, unverified: frozenset[str]) -> Advance:
+    def write(self, number: int, piece: Piece, made: Made, unverified: frozenset[str]) -> Written:
         """Write what a piece came to, and write that down, and what of the source is `unverified` before that."""
         step = self.job.plan.steps[piece.step]
         for output, view in zip(step.outputs, made.views, strict=True):
@@ -181,7 +181,7 @@ class _Folder:
                 self.shards[output.shard].write(offset, view)
         self.journal.unverified(unverified)
         self.journal.piece_done(number, made.checksums, made.error)
-        return Advance(self._note(step, piece), step.parameter.path)
+        return Written(self._note(step, piece), step.parameter.path)
 
     def hash_to(self, index: int, end: int) -> bool:
         """Hash a shard on; if it is complete, sync it, write that down and give it its name. Whether it was."""
@@ -223,10 +223,10 @@ class _Run:
         self._hashing: dict[Future[bool], tuple[_Folder, int]] = {}
         self._syncing: set[Future[None]] = set()
 
-    def advance(self) -> Iterator[Advance]:
+    def advance(self) -> Iterator[Written]:
         """Make every piece that is left: at most two a job are begun and not collected at any time."""
         self._source.prepare(list(self._needs))
-        making: set[Future[Sequence[Advance]]] = set()
+        making: set[Future[Sequence[Written]]] = set()
         with (
             ThreadPoolExecutor(self._jobs, "hubtool-make") as makers,
             ThreadPoolExecutor(1, "hubtool-hash") as hasher,
@@ -242,7 +242,7 @@ class _Run:
                         yield from self._collect(making, hasher, syncer)
                 while making or self._hashing or self._syncing:
                     if not making:
-                        yield Advance(0, "hashing what was written")
+                        yield Written(0, "hashing what was written")
                     yield from self._collect(making, hasher, syncer)
             except BaseException:
                 # Or a thread that waits for the source, or hashes gigabytes, would hold up the shutdown.
@@ -254,7 +254,7 @@ class _Run:
                 for pool in (makers, hasher, syncer):
                     pool.shutdown(cancel_futures=True)
 
-    def _make(self, number: int, piece: Piece, folders: Sequence[_Folder]) -> Sequence[Advance]:
+    def _make(self, number: int, piece: Piece, folders: Sequence[_Folder]) -> Sequence[Written]:
         """Make one piece, and write it into each folder that lacks it."""
         if not hasattr(self._local, "maker"):
             self._local.maker = PieceMaker(self._source, self._error_rows)
@@ -263,8 +263,8 @@ class _Run:
         return [folder.write(number, piece, each, unverified) for folder, each in zip(folders, made, strict=True)]
 
     def _collect(
-        self, making: set[Future[Sequence[Advance]]], hasher: ThreadPoolExecutor, syncer: ThreadPoolExecutor
-    ) -> Iterator[Advance]:
+        self, making: set[Future[Sequence[Written]]], hasher: ThreadPoolExecutor, syncer: ThreadPoolExecutor
+    ) -> Iterator[Written]:
         """Wait until something is done; yield what was written, and go on with what that completed."""
         running: set[Future[Any]] = {*making, *self._hashing, *self._syncing}
         done, _ = wait(running, return_when=FIRST_COMPLETED)

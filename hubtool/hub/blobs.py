@@ -30,14 +30,12 @@ from hubtool.hub.patience import (
     refused_status,
 )
 from hubtool.hub.state import Blob, State
+from hubtool.progress import Advance, HighWater
 
 PREUPLOAD_FILES = 256
 """Of how many files the stock client asks at once by which way they go."""
 
 _QUOTA = re.compile("storage limit|quota", re.IGNORECASE)
-
-Progress = Callable[[str, int], None]
-"""Told a file's name and how many more of its bytes were sent."""
 
 
 class Blobs:
@@ -84,39 +82,33 @@ class Blobs:
             return {}
         return {name: blob for name, blob in sent.items() if blob.sha256 in there}
 
-    def send_file(self, name: str, path: Path, sha256: str | None, progress: Progress) -> Blob:
+    def send_file(self, name: str, path: Path, sha256: str | None, advance: Advance) -> Blob:
         """Send a file, and write that down.
 
         Args:
             name: Its name in the repo.
             path: Where it lies.
             sha256: What its bytes must come to, if that is recorded: it is compared, never handed on.
-            progress: See `Progress`.
+            advance: Counts its bytes; the last of them when the Hub has said that it has the file.
 
         Raises:
             OutputError: The file has changed since it was recorded.
             HubError: It did not get through.
         """
-        highest = 0
+        mark = HighWater(lambda nbytes: advance(nbytes, name))
+        last = path.stat().st_size - 1
+
+        def reach(done: int) -> None:
+            mark.reach(min(done, last))
 
         def send() -> Blob:
-            done = 0
-
-            def advance(nbytes: int) -> None:
-                nonlocal done, highest
-                done += nbytes
-                if done > highest:  # what is sent again is not progress
-                    progress(name, done - highest)
-                    highest = done
-
             if xet.is_xet_available():
-                return xet.send_file(self._hub, self._repo, self._revision, path, advance)
-            return self._send_by_lfs(name, path, sha256, advance)
+                return xet.send_file(self._hub, self._repo, self._revision, path, reach)
+            return self._send_by_lfs(name, path, sha256, reach)
 
         blob = self._hub.attempt(f"{self._repo}: {name}", send)
         require_unchanged(path, sha256, blob.sha256)
-        if blob.nbytes > highest:
-            progress(name, blob.nbytes - highest)
+        mark.reach(blob.nbytes)
         self._state.add_blob(name, blob)
         return blob
 
@@ -132,8 +124,8 @@ class Blobs:
         self._state.add_blob(name, blob)
         return blob
 
-    def _send_by_lfs(self, name: str, path: Path, sha256: str | None, advance: Callable[[int], None]) -> Blob:
-        addition = _ToldAddition(name, path, advance)
+    def _send_by_lfs(self, name: str, path: Path, sha256: str | None, reach: xet.Reach) -> Blob:
+        addition = _WatchedAddition(name, path, reach)
         found = addition.upload_info.sha256.hex()
         require_unchanged(path, sha256, found)  # known before the first byte is sent
         with _lfs_failures(), readable_answers():
@@ -204,36 +196,32 @@ def require_unchanged(path: Path, expected: str | None, found: str) -> None:
         )
 
 
-class _ToldAddition(CommitOperationAdd):
-    """A file to add that tells how many of its bytes were read for sending."""
+class _WatchedAddition(CommitOperationAdd):
+    """A file to add that reports how far it was read for sending."""
 
-    def __init__(self, name: str, path: Path, advance: Callable[[int], None]) -> None:
+    def __init__(self, name: str, path: Path, reach: xet.Reach) -> None:
         super().__init__(name, path)
         self._upload_mode = "lfs"  # see `chosen_addition`
         self._path = path
-        self._advance = advance
+        self._reach = reach
 
     @contextmanager
     def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:
         """The file, open for reading; the stock client asks for a bar where it sends."""
-        with _ToldFile(self._path, self._advance if with_tqdm else lambda nbytes: None) as file:
+        with _WatchedFile(self._path, self._reach if with_tqdm else lambda done: None) as file:
             yield file
 
 
-class _ToldFile(io.BufferedReader):
-    """A file that tells how much further it was read than ever before."""
+class _WatchedFile(io.BufferedReader):
+    """A file that reports how far it was read."""
 
-    def __init__(self, path: Path, advance: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, reach: xet.Reach) -> None:
         super().__init__(io.FileIO(path))
-        self._advance = advance
-        self._highest = 0
+        self._reach = reach
 
     def read(self, size: int | None = -1, /) -> bytes:
         content = super().read(size)
-        at = self.tell()
-        if at > self._highest:
-            self._advance(at - self._highest)
-            self._highest = at
+        self._reach(self.tell())
         return content
 
 

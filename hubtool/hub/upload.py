@@ -13,7 +13,7 @@ from huggingface_hub.lfs import UploadInfo
 
 from hubtool.errors import HubError, OutputError, RecordError
 from hubtool.files.read import file_sha256
-from hubtool.hub.blobs import Blobs, Progress, choose_large, chosen_addition, require_unchanged, stored_addition
+from hubtool.hub.blobs import Blobs, choose_large, chosen_addition, require_unchanged, stored_addition
 from hubtool.hub.client import HubFile, git_sha1, list_files
 from hubtool.hub.commit import Operation, card_refused, commit_once
 from hubtool.hub.destination import Destination, Place, check_rights, find_place, make_place
@@ -21,6 +21,7 @@ from hubtool.hub.patience import BAD_REQUEST, PatientHub, refused_status
 from hubtool.hub.reader import has_record, read_hub_file, read_hub_record
 from hubtool.hub.rules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.hub.state import Blob, State
+from hubtool.progress import UNWATCHED, Advance, Watch
 from hubtool.record import (
     CARD_FILE,
     DERIVED_FILES,
@@ -157,7 +158,7 @@ class Upload:
         self._seen = outlook
         return outlook
 
-    def run(self, progress: Progress = lambda name, nbytes: None) -> Published:
+    def run(self, watch: Watch = UNWATCHED) -> Published:
         """Publish, and look whether an answer that was lost did not come of a commit that landed.
 
         Raises:
@@ -175,7 +176,11 @@ class Upload:
         assert place.head is not None
         if not outlook.send and not outlook.delete:
             return self._published(outlook, place.head)
-        return self._published(outlook, self._commit(outlook, self._operations(outlook, progress)))
+        with watch.stage("send", sum(self._nbytes(name) for name in outlook.send if name not in self._sent)) as advance:
+            operations = self._operations(outlook, advance)
+        with watch.stage("commit"):
+            commit = self._commit(outlook, operations)
+        return self._published(outlook, commit)
 
     def _published(self, outlook: Outlook, commit: str) -> Published:
         return Published(
@@ -286,7 +291,7 @@ class Upload:
             return there.sha256 == (self._hashes.get(name) or file_sha256(path))
         return name not in self._sent and there.git_sha1 == git_sha1(path.read_bytes())
 
-    def _operations(self, outlook: Outlook, progress: Progress) -> Callable[[], Sequence[Operation]]:
+    def _operations(self, outlook: Outlook, advance: Advance) -> Callable[[], Sequence[Operation]]:
         """Send every large content; what gives the lines of the commit, anew for each try."""
         blobs = Blobs(self._hub, self._to.repo, outlook.place.revision, self._state)
         sent = {**blobs.held(), **self._sent}
@@ -296,9 +301,9 @@ class Upload:
         regular = {name: self._content(name) for name in outlook.send if name not in sent and name not in large}
         for name in outlook.send:
             if name in large:
-                sent[name] = blobs.send_file(name, self._folder / name, self._hashes.get(name), progress)
-            else:
-                progress(name, self._nbytes(name))
+                sent[name] = blobs.send_file(name, self._folder / name, self._hashes.get(name), advance)
+            elif name not in self._sent:
+                advance(self._nbytes(name), name, found=name in sent)
 
         def make() -> Sequence[Operation]:
             stored = [stored_addition(name, sent[name]) for name in outlook.send if name not in regular]

@@ -6,7 +6,6 @@ computes the SHA-256 of what it sends; one that is handed to it is not checked, 
 
 import importlib
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,18 +25,18 @@ __all__ = ["is_xet_available", "send_file", "send_stream"]
 _DENIED = re.compile(r"HTTP status client error \(40[123] ")
 """How hf_xet 1.8 words an answer with status 401, 402 or 403; it hands on nothing else of it."""
 
-Progress = Callable[[int], None]
-"""Told of the number of bytes that were taken since it was last told."""
+Reach = Callable[[int], None]
+"""Takes how many bytes from the beginning the Hub has taken by now; called from any thread."""
 
 
-def send_file(hub: PatientHub, repo: str, revision: str, path: Path, progress: Progress) -> Blob:
+def send_file(hub: PatientHub, repo: str, revision: str, path: Path, reach: Reach) -> Blob:
     """What was sent of a file; the Hub has it when this returns.
 
     Raises:
         TransferError: It did not get through.
         HubError: The Hub gives no token for it.
     """
-    with _upload(hub, repo, revision, progress) as upload:
+    with _upload(hub, repo, revision, reach) as upload:
         handle = upload.start_upload_file(str(path), sha256=_hf_xet().COMPUTE_SHA256)
     return _blob(handle.result())
 
@@ -49,7 +48,7 @@ def send_stream(hub: PatientHub, repo: str, revision: str, chunks: Iterable[byte
         TransferError: It did not get through.
         HubError: The Hub gives no token for it.
     """
-    with _upload(hub, repo, revision, lambda nbytes: None) as upload:
+    with _upload(hub, repo, revision, lambda done: None) as upload:
         stream = upload.start_upload_stream(sha256=_hf_xet().COMPUTE_SHA256)
         for chunk in chunks:
             with _broken_off():
@@ -60,13 +59,12 @@ def send_stream(hub: PatientHub, repo: str, revision: str, chunks: Iterable[byte
 
 
 @contextmanager
-def _upload(hub: PatientHub, repo: str, revision: str, progress: Progress) -> Iterator[Any]:
+def _upload(hub: PatientHub, repo: str, revision: str, reach: Reach) -> Iterator[Any]:
     """An upload of hf_xet, which registers what was sent when the `with` ends without an error."""
     address = f"/api/models/{repo}/xet-write-token/{quote(revision, safe='')}"
     # Asked here, where it is known what may be repeated: hf_xet repeats for minutes without a word.
     token = hub.ask("GET", address, repo)
     headers = hub.api._build_hf_headers()
-    meter = _Meter(progress)
     try:
         with _broken_off():
             upload = get_xet_session().new_upload_commit(
@@ -76,7 +74,7 @@ def _upload(hub: PatientHub, repo: str, revision: str, progress: Progress) -> It
                 token_refresh_url=f"{hub.api.endpoint}{address}",
                 token_refresh_headers=headers,
                 custom_headers=xet_headers_without_auth(headers),
-                progress_callback=meter,
+                progress_callback=lambda report, items: reach(report.total_bytes_completed),
             )
         try:
             yield upload
@@ -88,21 +86,6 @@ def _upload(hub: PatientHub, repo: str, revision: str, progress: Progress) -> It
     except KeyboardInterrupt:
         abort_xet_session()
         raise
-
-
-class _Meter:
-    """Tells progress on, from whichever thread hf_xet reports it."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, report: Any, items: Any) -> None:
-        with self._lock:
-            if report.total_bytes_completed > self._done:
-                self._progress(report.total_bytes_completed - self._done)
-                self._done = report.total_bytes_completed
 
 
 @contextmanager

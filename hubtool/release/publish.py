@@ -24,7 +24,7 @@ from hubtool.hub.upload import Outlook, Published, Upload, published_names
 from hubtool.hub.upload import foresee as hub_foresee
 from hubtool.hub.verify import Verification, verify
 from hubtool.plan.plan import Plan, plan_source
-from hubtool.progress import Watch
+from hubtool.progress import Named, Watch
 from hubtool.record import CARD_FILE, Evidence, Record, Rung, SiblingRecord, require_record
 from hubtool.release.collection import _collect
 from hubtool.release.file import Planned, ReleaseFile
@@ -66,9 +66,8 @@ def publish_folder(
             watch.say(f"{folder / CARD_FILE}: took in what was written on the page of {to.repo}")
         upload = Upload(hub, folder, record, to)
         require_private_folder(folder, record, to.repo)
-        outlook = upload.look()
-    with watch.stage("upload", outlook.nbytes) as advance:
-        published = upload.run(lambda name, nbytes: advance(nbytes, name))
+        upload.look()
+    published = upload.run(watch)
     keep_base(folder, api.endpoint, to.key, (folder / CARD_FILE).read_bytes())
     if not published.changed:
         watch.say(f"{to.repo} has every file already: nothing to upload")
@@ -217,7 +216,8 @@ def publish_release(
         others = [variant for variant in variants if variant.repo != repo]
         wording = Wording(release.templates, planned.notes)
         record = address(each.folder, require_record(each.folder), repo, others, wording)
-        published.append(publish_folder(api, Converted(each.folder, record, each.fresh), planned.destination, watch))
+        named = Named(watch, record.recipe.name)
+        published.append(publish_folder(api, Converted(each.folder, record, each.fresh), planned.destination, named))
     _collect(PatientHub(api, PATIENCE, watch.say), release)
     return published
 

@@ -16,7 +16,7 @@ import hashlib
 import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -55,7 +55,7 @@ from hubtool.hub.upload import Upload, published_names, release_title
 from hubtool.hub.verify import verify
 from hubtool.hub.xet import is_xet_available
 from hubtool.plan.plan import Piece, Plan, Shard
-from hubtool.progress import Watch
+from hubtool.progress import Advance, HighWater, Watch, uncounted
 from hubtool.record import CARD_FILE, Evidence, FileRecord, Record, read_record
 from hubtool.release.prose import adopt_prose, keep_base
 from hubtool.release.publish import PATIENCE, Release, require_private_folder, require_verified
@@ -179,13 +179,13 @@ class Streaming:
                 raise
         return sent
 
-    def _send_shard(self, maker: "ShardMaker", index: int, blobs: Blobs, advance: Callable[[int, str], None]) -> Blob:
+    def _send_shard(self, maker: "ShardMaker", index: int, blobs: Blobs, advance: Advance) -> Blob:
         shard = self.job.plan.shards[index]
         spool = self._state_dir / shard.file
-        meter = _Meter(shard.file, advance)
+        mark = HighWater(lambda nbytes: advance(nbytes, shard.file))
 
         def chunks() -> Iterator[bytes]:
-            return meter.through(self._noted(shard, maker.chunks(index)))
+            return _marked(self._noted(shard, maker.chunks(index)), mark)
 
         if is_xet_available():
             blob = blobs.send_stream(shard.file, chunks)
@@ -193,7 +193,7 @@ class Streaming:
             if shard.file not in self._made or not spool.is_file():
                 _write_spool(spool, chunks())
             expected = self._made[shard.file].sha256
-            blob = blobs.send_file(shard.file, spool, expected, lambda name, nbytes: None)
+            blob = blobs.send_file(shard.file, spool, expected, uncounted)
             spool.unlink()
         made = self._made[shard.file]
         if not _is(made, blob):
@@ -253,8 +253,7 @@ class Streaming:
             self.watch.say(f"{folder / CARD_FILE}: took in what was written on the page of {to.repo}")
         require_private_folder(folder, record, to.repo, [name for name in sent])
         upload = Upload(self._hub, folder, record, to, sent)
-        with self.watch.stage("upload") as advance:
-            published = upload.run(lambda name, nbytes: advance(0, name))
+        published = upload.run(self.watch)
         keep_base(folder, self.api.endpoint, to.key, (folder / CARD_FILE).read_bytes())
         with self.watch.stage("verify"):
             here = [name for name in published_names(record, folder) if name not in sent]
@@ -377,23 +376,13 @@ class ShardMaker:
         return {at: np.ascontiguousarray(made.arrays[at]).tobytes() for at in wanted}, made.error
 
 
-class _Meter:
-    """Tells how many bytes of a shard were made that had not been made before."""
-
-    def __init__(self, name: str, advance: Callable[[int, str], None]) -> None:
-        self._name = name
-        self._advance = advance
-        self._highest = 0
-
-    def through(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """The same bytes."""
-        done = 0
-        for chunk in chunks:
-            yield chunk
-            done += len(chunk)
-            if done > self._highest:
-                self._advance(done - self._highest, self._name)
-                self._highest = done
+def _marked(chunks: Iterator[bytes], mark: HighWater) -> Iterator[bytes]:
+    """The same bytes, each counted once when it was taken, though a repetition makes it again."""
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        mark.reach(done)
 
 
 def _is(made: _MadeShard, blob: Blob | None) -> bool:

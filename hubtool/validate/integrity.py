@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hubtool.checkpoint.source import CONFIG_FILE
 from hubtool.checkpoint.tensors import StoredTensor, read_header
 from hubtool.errors import HubtoolError, SourceError
 from hubtool.files.read import HASH_BLOCK_NBYTES
+from hubtool.progress import Advance
 from hubtool.record import FileRecord, Record, files_digest, is_derived
 from hubtool.units import format_count
 from hubtool.validate.finding import Finding
@@ -45,7 +46,7 @@ class Integrity:
     subject: str
 
 
-def check_integrity(folder: Path, record: Record, progress: Callable[[int, str], None]) -> Integrity:
+def check_integrity(folder: Path, record: Record, advance: Advance) -> Integrity:
     """Hold every byte of a folder against its record, in one pass over the shards and a few megabytes of memory.
 
     A finding names the tensor where the bytes tell which it is: one that is not finite, missing, of another shape than
@@ -54,7 +55,7 @@ def check_integrity(folder: Path, record: Record, progress: Callable[[int, str],
     Args:
         folder: A finished folder.
         record: What it should hold.
-        progress: Told bytes read and the file in hand.
+        advance: Counts the bytes that were read.
     """
     problems: list[str] = []
     hashes: dict[str, str] = {}
@@ -62,7 +63,7 @@ def check_integrity(folder: Path, record: Record, progress: Callable[[int, str],
     modes = _scale_modes(folder, problems)
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            reading = _Reading(path, modes, progress)
+            reading = _Reading(path, modes, advance)
             problems.extend(reading.check())
             hashes[path.name] = reading.digest.hexdigest()
         except SourceError as error:
@@ -100,10 +101,10 @@ def _scale_modes(folder: Path, problems: list[str]) -> Mapping[str, str]:
 class _Reading:
     """One pass over a shard: its hash, and where it holds numbers that are not."""
 
-    def __init__(self, path: Path, modes: Mapping[str, str], progress: Callable[[int, str], None]) -> None:
+    def __init__(self, path: Path, modes: Mapping[str, str], advance: Advance) -> None:
         self._path = path
         self._modes = modes
-        self._progress = progress
+        self._advance = advance
         self._buffer = bytearray(HASH_BLOCK_NBYTES)  # a multiple of every dtype's size
         self.digest = hashlib.sha256()
 
@@ -135,7 +136,7 @@ class _Reading:
                     raise SourceError("file ends early", where=self._path.name, remedy="convert again")
                 count += more
             self.digest.update(view[:count])
-            self._progress(count, self._path.name)
+            self._advance(count, self._path.name)
             yield view[:count]
             nbytes -= count
 

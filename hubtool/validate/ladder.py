@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,6 +13,7 @@ from hubtool.files.formats import parse_json
 from hubtool.guard.guard import Limits
 from hubtool.guard.machine import this_machine, versions
 from hubtool.guard.memory import capacity
+from hubtool.progress import Advance, Watch
 from hubtool.record import RUNGS, Evidence, MachineRecord, Record, Rung
 from hubtool.units import GB
 from hubtool.validate.child import LIBRARIES, trusts
@@ -24,10 +24,6 @@ from hubtool.validate.needs import Needs, needs_of_folder
 from hubtool.validate.smoke import check_resident, check_streamed, compare_tokens, refuse
 from hubtool.validate.stamps import describe_touched, find_touched, is_unchanged
 from hubtool.worker.events import Event, Task, Token
-
-Advance = Callable[[int, str], None]
-Stage = Callable[[str, int], AbstractContextManager[Advance]]
-"""A stage for the time of a `with`, from its name and bytes; it gives a function that takes bytes done and a label."""
 
 DEFAULT_TOKENS = 16
 
@@ -83,7 +79,7 @@ class Request:
 _OPTIONS: dict[Rung, str] = {"integrity": "integrity", "load": "load", "smoke": "smoke", "smoke-streamed": "streamed"}
 
 
-def validate(folder: Path, record: Record, request: Request, stage: Stage) -> Iterator[Evidence]:
+def validate(folder: Path, record: Record, request: Request, watch: Watch) -> Iterator[Evidence]:
     """Climb the ladder, and give the evidence of each rung when it is done.
 
     The integrity of the files comes first, whatever was asked for, so that evidence is about the bytes that it names;
@@ -94,9 +90,9 @@ def validate(folder: Path, record: Record, request: Request, stage: Stage) -> It
         folder: A finished folder.
         record: Its record.
         request: Which rungs, within which limits.
-        stage: Shows progress.
+        watch: Sees a stage a rung.
     """
-    climb = _Climb(folder, record, request, stage)
+    climb = _Climb(folder, record, request, watch)
     wanted = [rung for rung in RUNGS if not request.named or rung in request.named]
     if "integrity" in wanted or not is_unchanged(folder, record):
         evidence = climb.integrity()
@@ -118,11 +114,11 @@ def validate(folder: Path, record: Record, request: Request, stage: Stage) -> It
 class _Climb:
     """One run of the ladder."""
 
-    def __init__(self, folder: Path, record: Record, request: Request, stage: Stage) -> None:
+    def __init__(self, folder: Path, record: Record, request: Request, watch: Watch) -> None:
         self._folder = folder
         self._record = record
         self._request = request
-        self._stage = stage
+        self._watch = watch
         self._subject = record.subject
         self._evidence = list(record.evidence)
 
@@ -142,7 +138,7 @@ class _Climb:
         """The first rung; from then on evidence is about the files as they are."""
         total = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
         started, begun = _now(), time.monotonic()
-        with self._stage("integrity", total) as advance:
+        with self._watch.stage("integrity", total) as advance:
             integrity = check_integrity(self._folder, self._record, advance)
         self._subject = integrity.subject
         return self._make("integrity", integrity.finding, started, time.monotonic() - begun, ("numpy",))
@@ -150,7 +146,7 @@ class _Climb:
     def rung(self, rung: Rung) -> Evidence:
         """One of the others."""
         started, begun = _now(), time.monotonic()
-        with self._stage(rung, 0) as advance:
+        with self._watch.stage(rung) as advance:
             finding = self._find(rung, lambda event: _show(event, advance))
         if finding.outcome in ("passed", "failed"):
             finding = self._unless_touched(finding)

@@ -17,7 +17,7 @@ from hubtool.convert.engine import convert
 from hubtool.convert.job import Effort, Job
 from hubtool.errors import OutputError
 from hubtool.plan.plan import Plan, plan_source
-from hubtool.progress import Advancing
+from hubtool.progress import Advance, uncounted
 from hubtool.record import read_record
 from tests.checkpoints import copied, edit_json, file_bytes
 from tests.fixtures import QUIET, CommandLine, Samples
@@ -38,10 +38,10 @@ class Listener:
         self.said.append(text)
 
     @contextmanager
-    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advancing]:
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advance]:
         """A stage at whose first step it acts."""
 
-        def advance(nbytes: int, label: str, *, found: bool = False) -> None:
+        def advance(nbytes: int, label: str = "", *, found: bool = False) -> None:
             if not self.acted:
                 self.acted = True
                 self.act()
@@ -91,14 +91,14 @@ class Intruder(Listener):
         self.kept_out: list[str] = []
 
     @contextmanager
-    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advancing]:
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advance]:
         """A stage at whose beginning it tries."""
         with self.lock.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.kept_out.append(name)
-        yield lambda nbytes, label, *, found=False: None
+        yield uncounted
 
 
 def test_folder_is_held_until_its_record_is_written(sample: Samples, tmp_path: Path) -> None:

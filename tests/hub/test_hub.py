@@ -1,7 +1,6 @@
 """Publishing with the stock client to a rehearsal Hub: one commit, verified, and read back."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from hubtool.hub.verify import verify
 from hubtool.record import Record, read_record
 from hubtool.rehearsal import RehearsalHub
 from tests.checkpoints import copied, edit_json, file_bytes
-from tests.fixtures import Conversion, Conversions
+from tests.fixtures import Conversion, Conversions, Counting
 from tests.publisher import upload
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
@@ -58,9 +57,11 @@ def test_new_repo_is_private_unless_it_is_to_be_public(hub_api: HfApi, made: Con
 
 
 def test_progress_is_told_for_every_file(hub_api: HfApi, made: Conversion) -> None:
-    told: Counter[str] = Counter()
-    upload(hub_api, made.folder, made.record, TO, progress=lambda name, nbytes: told.update({name: nbytes}))
-    assert told == {name: (made.folder / name).stat().st_size for name in file_bytes(made.folder)}
+    watch = Counting()
+    upload(hub_api, made.folder, made.record, TO, watch)
+    sizes = {name: (made.folder / name).stat().st_size for name in file_bytes(made.folder)}
+    assert watch.counted("send") == sizes
+    assert watch.stages == [("send", sum(sizes.values())), ("commit", 0)]
 
 
 def test_stock_client_reads_the_repo_back(
@@ -88,9 +89,9 @@ def test_second_upload_changes_nothing(hub_api: HfApi, made: Conversion, publish
 
 def test_only_what_differs_is_uploaded(hub_api: HfApi, made: Conversion, published: Published) -> None:
     (made.folder / "README.md").write_text((made.folder / "README.md").read_text() + "\nMore.\n")
-    told: list[str] = []
-    again = upload(hub_api, made.folder, made.record, TO, progress=lambda name, nbytes: told.append(name))
-    assert again.changed and told == ["README.md"]
+    watch = Counting()
+    again = upload(hub_api, made.folder, made.record, TO, watch)
+    assert again.changed and list(watch.counted("send")) == ["README.md"]
 
 
 def test_only_files_of_the_record_are_uploaded(hub_api: HfApi, made: Conversion) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from hubtool.hub.state import Blob, State
 from hubtool.hub.upload import Outlook, Upload, record_digest
 from hubtool.rehearsal.faults import UNAVAILABLE, Answer, Fault
 from tests.checkpoints import edit_json, file_bytes
+from tests.fixtures import Counting
 from tests.publisher import REPO, Contents, Publisher, Reader
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
@@ -191,12 +191,12 @@ def test_dry_look_writes_nothing_and_tells_everything(publisher: Publisher) -> N
 
 def test_progress_comes_to_every_byte_once_although_some_are_sent_again(publisher: Publisher) -> None:
     publisher.rehearsal.faults.add(Fault("put", "reset", nbytes=1_000_000, times=8), Fault("verify", "reset", times=7))
-    told: Counter[str] = Counter()
+    watch = Counting()
     hub = PatientHub(publisher.api, Patience(sleep=publisher.waits.append))
-    Upload(hub, publisher.folder, publisher.record, Destination(REPO)).run(
-        lambda name, nbytes: told.update({name: nbytes})
-    )
-    assert told == {name: (publisher.folder / name).stat().st_size for name in file_bytes(publisher.folder)}
+    Upload(hub, publisher.folder, publisher.record, Destination(REPO)).run(watch)
+    assert watch.counted("send") == {
+        name: (publisher.folder / name).stat().st_size for name in file_bytes(publisher.folder)
+    }
 
 
 def test_waits_are_told_without_signatures_and_tokens(publisher: Publisher) -> None:

@@ -20,7 +20,7 @@ from hubtool.hub.destination import Destination
 from hubtool.hub.patience import Patience, PatientHub, TransferError
 from hubtool.hub.state import Blob, State
 from hubtool.plan.plan import Plan, make_plan, plan_source
-from hubtool.progress import Advancing
+from hubtool.progress import Advance
 from hubtool.record import read_record
 from hubtool.rehearsal.faults import UNAVAILABLE, Answer, Fault
 from hubtool.rehearsal.repos import File
@@ -48,10 +48,10 @@ class DiskWatch:
         """Nobody listens."""
 
     @contextmanager
-    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advancing]:
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advance]:
         """A stage at each step of which the disk is looked at."""
 
-        def advance(nbytes: int, label: str, *, found: bool = False) -> None:
+        def advance(nbytes: int, label: str = "", *, found: bool = False) -> None:
             nbytes_by_path = dict(_sizes(self.folder))
             self.shards |= {path.name for path in nbytes_by_path if path.name.endswith(".safetensors")}
             self.most_nbytes = max(self.most_nbytes, sum(nbytes_by_path.values()))
@@ -231,10 +231,10 @@ class Interrupting:
         """Not listened to."""
 
     @contextmanager
-    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advancing]:
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advance]:
         """A stage that is interrupted."""
 
-        def advance(nbytes: int, label: str, *, found: bool = False) -> None:
+        def advance(nbytes: int, label: str = "", *, found: bool = False) -> None:
             raise KeyboardInterrupt
 
         yield advance

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from hubtool.progress import uncounted
 from hubtool.record import WeightErrorRecord, read_record
 from hubtool.validate.integrity import Integrity, check_integrity
 from hubtool.validate.stamps import find_touched, is_unchanged
@@ -34,7 +35,7 @@ def folder(converted: Conversions, tmp_path: Path) -> Path:
 def check(folder: Path) -> Integrity:
     record = read_record(folder)
     assert record is not None
-    return check_integrity(folder, record, lambda nbytes, label: None)
+    return check_integrity(folder, record, uncounted)
 
 
 def test_an_intact_folder_passes_and_is_known_until_a_file_is_touched(folder: Path) -> None:
@@ -66,7 +67,11 @@ def test_times_that_are_set_back_hide_no_change(folder: Path) -> None:
 def test_a_file_that_changes_while_it_is_read_does_not_pass(folder: Path) -> None:
     record = read_record(folder)
     assert record is not None
-    finding = check_integrity(folder, record, lambda nbytes, label: os.utime(folder / SHARD)).finding
+
+    def touch(nbytes: int, label: str = "", *, found: bool = False) -> None:
+        os.utime(folder / SHARD)
+
+    finding = check_integrity(folder, record, touch).finding
     assert (finding.outcome, finding.detail) == ("failed", f"{SHARD}: touched while it was read")
     assert not is_unchanged(folder, record)
 
@@ -76,7 +81,7 @@ def test_every_byte_of_the_shards_is_counted_once(folder: Path) -> None:
     assert record is not None
     read: dict[str, int] = {}
 
-    def count(nbytes: int, label: str) -> None:
+    def count(nbytes: int, label: str = "", *, found: bool = False) -> None:
         read[label] = read.get(label, 0) + nbytes
 
     check_integrity(folder, record, count)
@@ -267,5 +272,5 @@ def test_the_largest_weight_error_that_was_measured_is_told(folder: Path) -> Non
     assert record is not None
     errors = WeightErrorRecord(every_row=1, tensors={"model.a.weight": 0.001, "model.b.weight": 0.0125})
     record = msgspec.structs.replace(record, weight_error=errors)
-    detail = check_integrity(folder, record, lambda nbytes, label: None).finding.detail
+    detail = check_integrity(folder, record, uncounted).finding.detail
     assert detail.endswith("at most 0.0125, in model.b.weight")

@@ -71,7 +71,7 @@ def record_of(folder: Path) -> Record:
 
 def climb(folder: Path, *named: str, limit: int = 2 * GB, **options: object) -> dict[str, Evidence]:
     request = Request(Limits(limit), frozenset(named), TOKENS, **options)  # type: ignore[arg-type]
-    evidence = list(validate(folder, record_of(folder), request, Console(quiet=True).stage))
+    evidence = list(validate(folder, record_of(folder), request, Console(quiet=True)))
     assert psutil.Process().children(recursive=True) == []
     return {each.check: each for each in evidence}
 
@@ -156,7 +156,7 @@ def test_a_resident_run_is_held_against_an_earlier_streamed_one(folder: Path, hu
 def test_a_streamed_run_of_one_token_says_nothing_of_one_to_the_next(medium: Path) -> None:
     def figures(tokens: int) -> dict[str, int | float | str]:
         request = Request(Limits(MEDIUM_LIMIT), frozenset(["smoke-streamed"]), tokens)
-        evidence = list(validate(medium, record_of(medium), request, Console(quiet=True).stage))
+        evidence = list(validate(medium, record_of(medium), request, Console(quiet=True)))
         assert evidence[-1].outcome == "passed", evidence[-1].detail
         return evidence[-1].figures
 
@@ -174,7 +174,7 @@ def test_a_streamed_run_that_was_over_its_limit_between_samples_does_not_pass(fo
     with (folder / "deepseek_v4.py").open("a") as file:
         file.write(f"\nheld = bytearray(b'x' * {limit})\ndel held\n")
     request = Request(Limits(limit, interval=60.0), frozenset(["smoke-streamed"]), 1, trust_remote_code=True)
-    evidence = list(validate(folder, record_of(rerecord(folder)), request, Console(quiet=True).stage))[-1]
+    evidence = list(validate(folder, record_of(rerecord(folder)), request, Console(quiet=True)))[-1]
     assert evidence.outcome == "failed"
     assert evidence.detail.endswith("over the limit of 200 MB")
     assert int(evidence.figures["peak_nbytes"]) > limit
