@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hubtool.errors import RecordError
+from hubtool.plan.recipe import load_recipe
 from hubtool.record import decode_record, encode_record, read_record
-from hubtool.resources import recipes_dir
 from tests.checkpoints import copied, edit_json, file_bytes
 from tests.fixtures import CommandLine, Conversions, Samples
 
@@ -39,7 +39,7 @@ def test_files_of_the_source_are_recorded_with_their_hashes(converted: Conversio
 
 def test_recipe_is_recorded_whole(converted: Conversions) -> None:
     recorded = _read(converted("tiny", "mixed_3_6").folder)["recipe"]
-    text = (recipes_dir() / "mixed_3_6.toml").read_bytes()
+    text = load_recipe("mixed_3_6").text.encode()
     assert recorded["name"] == "mixed_3_6"
     assert recorded["text"].encode() == text
     assert recorded["sha256"] == hashlib.sha256(text).hexdigest()

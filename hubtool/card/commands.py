@@ -1,6 +1,5 @@
 """The commands of a card: to run, reproduce and verify, and how to cite."""
 
-import hashlib
 import re
 import shlex
 
@@ -10,7 +9,7 @@ from hubtool.card.markdown import code, fenced, link
 from hubtool.card.tables import Section
 from hubtool.hub.rules import is_repo_id
 from hubtool.record import RECORD_FILE, Evidence, Record
-from hubtool.resources import recipes_dir
+from hubtool.resources import recipes_dir, with_base
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 _PLAIN_VERSION = re.compile(r"\d+(?:\.\d+)*(?:[a-z]+\d+)*")
@@ -96,7 +95,7 @@ def _recipe(record: Record) -> tuple[list[str], str]:
     recipe = record.recipe
     name = recipe.name if _PLAIN_NAME.fullmatch(recipe.name) else "recipe"
     own = recipes_dir() / f"{name}.toml"
-    if own.is_file() and hashlib.sha256(own.read_bytes()).hexdigest() == recipe.sha256:
+    if own.is_file() and with_base(own.read_bytes().decode()) == recipe.text:
         return [], name
     fetched = record.repo and is_repo_id(record.repo)
     fetch = [f"hf download {record.repo} {RECORD_FILE} --local-dir ."] if fetched else []

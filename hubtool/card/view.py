@@ -132,8 +132,8 @@ def _kind(found: Unrecorded) -> str:
 
 
 def _model_file(record: Record) -> str | None:
-    name = f"{record.source.model_type}.py"
-    return name if any(file.name == name for file in record.files) else None
+    """The model code that is shipped: the only file of Python that ever is."""
+    return next((file.name for file in record.files if file.name.endswith(".py")), None)
 
 
 def _title(record: Record) -> str:

@@ -63,6 +63,7 @@ def plan_document(source: "Source", plan: "Plan", jobs: int) -> dict[str, Any]:
             }
             for share in plan.shares
         ],
+        "kept": [{"modules": list(modules), "reason": reason} for reason, modules in plan.kept.items()],
         "jobs": jobs,
         "peak_nbytes": plan.peak_nbytes(jobs),
         "disk_nbytes": plan.disk_nbytes,
@@ -127,6 +128,10 @@ def _single(plan: "Plan", document: dict[str, Any]) -> str:
         *(
             f"dropped     {d.names}: {d.tensors} tensors, {units.format_nbytes(d.nbytes)}; {d.reason}"
             for d in plan.model.dropped
+        ),
+        *(
+            f"published   {modules[0]}{f' and {len(modules) - 1} more' if modules[1:] else ''}: {reason}"
+            for reason, modules in plan.kept.items()
         ),
         f"memory      {units.format_size(document['peak_nbytes'])} at most to convert, with {document['jobs']} jobs",
         f"disk        {units.format_size(plan.disk_nbytes)} for the output",

@@ -19,10 +19,7 @@ def command(console: Console, name: str | None) -> None:
         console.answer(document, lambda: table(["recipe", ""], [[r.name, r.summary] for r in recipes]))
         return
     recipe = load_recipe(name)
-    rows = [
-        [str(rule.number), ", ".join(rule.patterns), rule.layers or "all", str(rule.format), rule.note]
-        for rule in recipe.rules
-    ]
+    rows = [[str(rule.number), rule.selection, rule.scope, rule.stored_as, rule.note] for rule in recipe.rules]
     explained = {
         "name": recipe.name,
         "summary": recipe.summary,
@@ -30,11 +27,14 @@ def command(console: Console, name: str | None) -> None:
         "sha256": recipe.sha256,
         "rules": [
             {
+                "component": [component.value for component in rule.components],
                 "match": list(rule.patterns),
                 "layers": rule.layers,
+                "without": rule.without,
                 "mode": rule.format.mode,
                 "bits": rule.format.bits or None,
-                "group_size": rule.format.group_size or None,
+                "group_size": list(rule.group_sizes),
+                "overrule": rule.overrule,
                 "optional": rule.optional,
                 "note": rule.note,
             }
@@ -42,7 +42,7 @@ def command(console: Console, name: str | None) -> None:
         ],
     }
     text = f"{recipe.name}: {recipe.summary}\n{recipe.description.rstrip()}\n\n" + table(
-        ["rule", "modules", "layers", "stored as", "for"], rows
+        ["rule", "for", "only", "stored as", "why"], rows
     )
     console.answer(
         explained, lambda: text + "\n\nThe first rule that matches wins; what none matches stays as published."

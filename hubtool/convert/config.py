@@ -8,7 +8,7 @@ from typing import Any
 
 from hubtool.checkpoint.source import CONFIG_FILE, INDEX_FILE, Source
 from hubtool.files.whole import write_beside
-from hubtool.models import runtime_files
+from hubtool.models import architecture_of
 from hubtool.plan.mlx import output_config, output_index
 from hubtool.plan.plan import Plan
 
@@ -34,8 +34,9 @@ def carried_files(source: Source) -> tuple[str, ...]:
 
 def documents(source: Source, plan: Plan) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of every file but shards, record and card."""
-    shipped = runtime_files(plan.model.model_type)
-    yield CONFIG_FILE, _json(output_config(plan.model.config, plan.quantization(), next(iter(shipped), None)))
+    architecture = architecture_of(plan.model.config)
+    shipped, published = architecture.runtime_files, architecture.tidy(plan.model.config)
+    yield CONFIG_FILE, _json(output_config(published, plan.quantization(), next(iter(shipped), None)))
     weight_map = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
     yield INDEX_FILE, _json(output_index(weight_map, plan.nbytes, plan.parameters))
     for name in carried_files(source):

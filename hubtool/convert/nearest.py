@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 from hubtool.convert.hints import Hints
-from hubtool.plan.recipe import Format
+from hubtool.plan.format import Format
 
 
 def quantize_nearest(values: mx.array, form: Format, hints: Hints) -> tuple[mx.array, ...]:

@@ -18,8 +18,8 @@ from hubtool.convert.hints import Hints
 from hubtool.convert.quantize import MLX_DTYPES, QUANTIZERS, Array, dequantize, from_bytes, squared_error, to_numpy
 from hubtool.errors import SourceError
 from hubtool.models import Parameter
+from hubtool.plan.format import lossless_format
 from hubtool.plan.plan import Piece, Step
-from hubtool.plan.recipe import lossless_format
 
 BF16_INFINITY = 0x7F80
 """The exponent bits of bfloat16: all set in infinities and NaNs, and only there."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hubtool.convert.hints import Hints
 from hubtool.convert.nearest import quantize_nearest
 from hubtool.convert.weighted import quantize_weighted
-from hubtool.plan.recipe import Format
+from hubtool.plan.format import Format
 
 Array = npt.NDArray[Any]
 """A NumPy array as it lies in a file; bfloat16 as its 16 bits, because NumPy has no bfloat16."""

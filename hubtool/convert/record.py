@@ -23,7 +23,7 @@ from hubtool.convert.job import Job
 from hubtool.convert.journal import Journal, Progress
 from hubtool.errors import OutputError
 from hubtool.files.whole import write_beside
-from hubtool.models import Component, Parameter, cache_nbytes
+from hubtool.models import Component, Parameter, architecture_of
 from hubtool.plan.plan import Plan
 from hubtool.record import (
     CARD_FILE,
@@ -276,12 +276,11 @@ def _layer_records(plan: Plan, errors: _Errors) -> tuple[LayerRecord, ...]:
 
 def _cache_records(plan: Plan) -> tuple[CacheRecord, ...]:
     # Activations have the dtype of the embeddings, or of their scales, and of those only float32 is wider than BF16.
-    embeddings = next(step for step in plan.steps if step.parameter.component is Component.EMBEDDINGS_HEAD)
-    activation_nbytes = 4 if any(output.spec.dtype == "F32" for output in embeddings.outputs) else 2
-    return tuple(
-        CacheRecord(tokens=tokens, nbytes=cache_nbytes(plan.model, tokens, activation_nbytes))
-        for tokens in CACHE_TOKENS
-    )
+    embeddings = [step for step in plan.steps if step.parameter.component is Component.EMBEDDINGS]
+    wide = any(output.spec.dtype == "F32" for step in embeddings for output in step.outputs)
+    cache_nbytes, config = architecture_of(plan.model.config).cache_nbytes, plan.model.config
+    sizes = {tokens: cache_nbytes(config, tokens, 4 if wide else 2) for tokens in CACHE_TOKENS}
+    return tuple(CacheRecord(tokens=tokens, nbytes=nbytes) for tokens, nbytes in sizes.items() if nbytes is not None)
 
 
 def versions() -> dict[str, str]:

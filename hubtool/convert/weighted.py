@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hubtool.convert.hints import Hints
-from hubtool.plan.recipe import Format
+from hubtool.plan.format import Format
 
 Array = npt.NDArray[Any]
 Single = npt.NDArray[np.float32]

@@ -1,54 +1,59 @@
-"""What hubtool knows of each architecture: which published tensors make which MLX parameter."""
+"""What hubtool knows of each architecture: which published tensors make which MLX parameter.
+
+config.json's model_type -> architecture_of -> Architecture: all that is special of it, as one value
+config.json, headers     -> read_model      -> Model: parameters in file order, and what is dropped
+"""
 
 from collections.abc import Mapping
-from typing import Any
 
 from hubtool.checkpoint.tensors import TensorSpec
 from hubtool.errors import SourceError
-from hubtool.models import deepseek_v4
-from hubtool.models.model import Component, Dropped, Encoding, Model, Parameter, Part
+from hubtool.models.architecture import Architecture, Config, experts_per_token, find_layer, find_projection
+from hubtool.models.deepseek_v4 import DEEPSEEK_V4
+from hubtool.models.model import Component, Dropped, Encoding, Model, OwnFormat, Parameter, Part
 
 __all__ = [
+    "Architecture",
     "Component",
     "Dropped",
     "Encoding",
     "Model",
+    "OwnFormat",
     "Parameter",
     "Part",
-    "cache_nbytes",
+    "architecture_of",
+    "experts_per_token",
+    "find_layer",
+    "find_projection",
     "read_model",
-    "runtime_files",
 ]
 
-_READERS = {"deepseek_v4": deepseek_v4.read_model}
-_CACHES = {"deepseek_v4": deepseek_v4.cache_nbytes}
-_RUNTIME_FILES = {"deepseek_v4": ("deepseek_v4.py", "chat_template.jinja")}
+ARCHITECTURES: Mapping[str | None, Architecture] = {each.model_type: each for each in (DEEPSEEK_V4,)}
 
 
-def read_model(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Model:
-    """The MLX model that a checkpoint makes, from its config.json and its tensors' names, dtypes and shapes.
+def read_model(config: Config, tensors: Mapping[str, TensorSpec]) -> Model:
+    """The MLX model that a checkpoint makes, from config.json and its tensors' names, dtypes and shapes.
 
     Raises:
         SourceError: The architecture is not one that hubtool knows, or the checkpoint contradicts itself.
     """
+    return architecture_of(config).read(config, tensors)
+
+
+def architecture_of(config: Config) -> Architecture:
+    """The architecture that config.json names.
+
+    Raises:
+        SourceError: It is not one that hubtool knows.
+    """
     model_type = config.get("model_type")
-    reader = _READERS.get(model_type) if isinstance(model_type, str) else None
-    if reader is None:
+    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if architecture is None:
         raise SourceError(
             "another architecture than hubtool converts",
             where="config.json: model_type",
             found=model_type or "none",
-            expected=" or ".join(_READERS),
+            expected=" or ".join(filter(None, ARCHITECTURES)),
             remedy="take a DeepSeek-V4 checkpoint",
         )
-    return reader(config, tensors)
-
-
-def cache_nbytes(model: Model, tokens: int, activation_nbytes: int) -> int:
-    """Bytes of the runtime's cache for one sequence of `tokens` tokens, with activations of `activation_nbytes`."""
-    return _CACHES[model.model_type](model.config, tokens, activation_nbytes)
-
-
-def runtime_files(model_type: str) -> tuple[str, ...]:
-    """Names of the files of hubtool/runtime that are shipped with a model; the first is its `model_file`."""
-    return _RUNTIME_FILES.get(model_type, ())
+    return architecture

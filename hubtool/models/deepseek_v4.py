@@ -13,6 +13,7 @@ import msgspec
 
 from hubtool.checkpoint.tensors import TensorSpec
 from hubtool.errors import SourceError
+from hubtool.models.architecture import Architecture
 from hubtool.models.model import Component, Dropped, Encoding, Model, Parameter, Part
 from hubtool.models.names import Found, map_names, published_name
 
@@ -195,7 +196,7 @@ def _read_config(config: Mapping[str, Any]) -> Config:
 def _slots(c: Config) -> Iterator[_Slot]:
     """Every parameter in the order of the files: embedding, layers, hc_head, norm, lm_head."""
     vocabulary = (c.vocab_size, c.hidden_size)
-    yield _Slot("model.embed_tokens", "weight", vocabulary, Component.EMBEDDINGS_HEAD, quantizable=True)
+    yield _Slot("model.embed_tokens", "weight", vocabulary, Component.EMBEDDINGS, quantizable=True)
     for layer, ratio in enumerate(c.compress_ratios[: c.num_hidden_layers]):
         prefix = f"model.layers.{layer}"
         yield from _attention_slots(c, f"{prefix}.attn", layer, ratio)
@@ -203,21 +204,21 @@ def _slots(c: Config) -> Iterator[_Slot]:
         for name in ("attn_hc", "ffn_hc"):
             yield from _hc_slots(c, f"{prefix}.{name}", (2 + c.hc_mult) * c.hc_mult, 3, layer)
         for name in ("attn_norm", "ffn_norm"):
-            yield _Slot(f"{prefix}.{name}", "weight", (c.hidden_size,), Component.REST, layer)
+            yield _Slot(f"{prefix}.{name}", "weight", (c.hidden_size,), Component.NORMS, layer)
     yield from _hc_slots(c, "model.hc_head", c.hc_mult, 1, None)
-    yield _Slot("model.norm", "weight", (c.hidden_size,), Component.REST)
+    yield _Slot("model.norm", "weight", (c.hidden_size,), Component.NORMS)
     if not c.tie_word_embeddings:
-        yield _Slot("lm_head", "weight", vocabulary, Component.EMBEDDINGS_HEAD, quantizable=True)
+        yield _Slot("lm_head", "weight", vocabulary, Component.HEAD, quantizable=True)
 
 
 def _attention_slots(c: Config, prefix: str, layer: int, ratio: int) -> Iterator[_Slot]:
     heads = c.num_attention_heads * c.head_dim
     part = Component.ATTENTION
     yield _Slot(f"{prefix}.wq_a", "weight", (c.q_lora_rank, c.hidden_size), part, layer, True)
-    yield _Slot(f"{prefix}.q_norm", "weight", (c.q_lora_rank,), part, layer)
+    yield _Slot(f"{prefix}.q_norm", "weight", (c.q_lora_rank,), Component.NORMS, layer)
     yield _Slot(f"{prefix}.wq_b", "weight", (heads, c.q_lora_rank), part, layer, True)
     yield _Slot(f"{prefix}.wkv", "weight", (c.head_dim, c.hidden_size), part, layer, True)
-    yield _Slot(f"{prefix}.kv_norm", "weight", (c.head_dim,), part, layer)
+    yield _Slot(f"{prefix}.kv_norm", "weight", (c.head_dim,), Component.NORMS, layer)
     yield _Slot(f"{prefix}.wo_a", "weight", (c.o_groups * c.o_lora_rank, heads // c.o_groups), part, layer, True)
     yield _Slot(f"{prefix}.wo_b", "weight", (c.hidden_size, c.o_groups * c.o_lora_rank), part, layer, True)
     yield _Slot(prefix, "attn_sink", (c.num_attention_heads,), part, layer)
@@ -237,15 +238,15 @@ def _compressor_slots(c: Config, prefix: str, head_dim: int, layer: int, ratio: 
     yield _Slot(f"{prefix}.wkv", "weight", (width, c.hidden_size), part, layer, True)
     yield _Slot(f"{prefix}.wgate", "weight", (width, c.hidden_size), part, layer, True)
     yield _Slot(prefix, "ape", (ratio, width), part, layer)
-    yield _Slot(f"{prefix}.norm", "weight", (head_dim,), part, layer)
+    yield _Slot(f"{prefix}.norm", "weight", (head_dim,), Component.NORMS, layer)
 
 
 def _ffn_slots(c: Config, prefix: str, layer: int) -> Iterator[_Slot]:
-    yield _Slot(f"{prefix}.gate", "weight", (c.n_routed_experts, c.hidden_size), Component.REST, layer)
+    yield _Slot(f"{prefix}.gate", "weight", (c.n_routed_experts, c.hidden_size), Component.ROUTER, layer)
     if layer < c.num_hash_layers:
-        yield _Slot(f"{prefix}.gate", "tid2eid", (c.vocab_size, c.num_experts_per_tok), Component.REST, layer)
+        yield _Slot(f"{prefix}.gate", "tid2eid", (c.vocab_size, c.num_experts_per_tok), Component.ROUTER, layer)
     else:
-        yield _Slot(f"{prefix}.gate", "e_score_correction_bias", (c.n_routed_experts,), Component.REST, layer)
+        yield _Slot(f"{prefix}.gate", "e_score_correction_bias", (c.n_routed_experts,), Component.ROUTER, layer)
     experts, width = (c.n_routed_experts,), c.moe_intermediate_size
     projections = (
         ("gate_proj", (width, c.hidden_size)),
@@ -318,6 +319,7 @@ def _parameter(slot: _Slot, found: Found | None, tensors: Mapping[str, TensorSpe
         component=slot.component,
         layer=slot.layer,
         quantizable=slot.quantizable,
+        stacked=stacked,
     )
 
 
@@ -433,3 +435,12 @@ def _dropped(unmapped: list[str], tensors: Mapping[str, TensorSpec]) -> tuple[Dr
         Dropped(f"{prefix}.*", len(specs), sum(spec.nbytes for spec in specs), _DROPPED_REASON)
         for prefix, specs in sorted(groups.items())
     )
+
+
+DEEPSEEK_V4 = Architecture(
+    model_type="deepseek_v4",
+    read=read_model,
+    cache_nbytes=cache_nbytes,
+    runtime_files=("deepseek_v4.py", "chat_template.jinja"),
+)
+"""DeepSeek-V4, by hand: mlx-lm has no such model."""

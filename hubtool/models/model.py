@@ -18,10 +18,24 @@ class Component(StrEnum):
 
     ROUTED_EXPERTS = "routed experts"
     SHARED_EXPERTS = "shared experts"
+    MLP = "MLP"
     ATTENTION = "attention"
     COMPRESSOR_INDEXER = "compressor / indexer"
-    EMBEDDINGS_HEAD = "embeddings / head"
+    STATE_SPACE = "state space"
+    EMBEDDINGS = "embeddings"
+    HEAD = "head"
+    ROUTER = "router"
+    NORMS = "norms"
     REST = "the rest"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFormat:
+    """What the model's own class asks for a module: to be left as it is (`bits` 0), or a quantization of MLX."""
+
+    mode: str = "affine"
+    bits: int = 0
+    group_size: int = 0
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
@@ -46,6 +60,9 @@ class Parameter:
         component: The part of the model it belongs to.
         layer: Decoder layer index, None outside the layers.
         quantizable: Whether MLX can hold it quantized (weights of linears, switch linears and embeddings).
+        stacked: Whether the parts are stacked along a first axis of their own.
+        computed: Float dtype in which it is quantized, and which affine scales have.
+        own: What the model's class asks for it, None if it leaves that to the recipe.
     """
 
     module: str
@@ -58,6 +75,9 @@ class Parameter:
     component: Component
     layer: int | None
     quantizable: bool
+    stacked: bool = False
+    computed: str = "BF16"
+    own: OwnFormat | None = None
 
     @property
     def path(self) -> str:
@@ -77,12 +97,7 @@ class Parameter:
     @property
     def part_shape(self) -> tuple[int, ...]:
         """Logical shape of one part."""
-        return self.shape[1:] if len(self.parts) > 1 or self.stacked else self.shape
-
-    @property
-    def stacked(self) -> bool:
-        """Whether the parts are stacked along a first axis of their own."""
-        return self.component is Component.ROUTED_EXPERTS
+        return self.shape[1:] if self.stacked else self.shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +134,8 @@ class Model:
     def size(self) -> int:
         """Logical parameters."""
         return sum(parameter.size for parameter in self.parameters)
+
+    @cached_property
+    def components(self) -> frozenset[Component]:
+        """Those that it has."""
+        return frozenset(parameter.component for parameter in self.parameters)

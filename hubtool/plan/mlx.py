@@ -6,7 +6,7 @@ from typing import Any
 
 from hubtool.checkpoint.tensors import TensorSpec
 from hubtool.models import Parameter
-from hubtool.plan.recipe import FIXED_FORMATS, Format
+from hubtool.plan.format import FIXED_FORMATS, Format
 
 HEADER_METADATA = {"format": "mlx"}
 
@@ -21,10 +21,10 @@ def output_specs(parameter: Parameter, form: Format) -> tuple[TensorSpec, ...]:
     *rows, columns = parameter.shape
     packed = TensorSpec(parameter.path, "U32", (*rows, columns * form.bits // 32))
     groups = (*rows, columns // form.group_size)
-    scales = TensorSpec(f"{parameter.module}.scales", form.scales_dtype, groups)
+    scales = TensorSpec(f"{parameter.module}.scales", form.scales_dtype(parameter.computed), groups)
     if not form.has_biases:
         return packed, scales
-    return packed, scales, TensorSpec(f"{parameter.module}.biases", form.scales_dtype, groups)
+    return packed, scales, TensorSpec(f"{parameter.module}.biases", form.scales_dtype(parameter.computed), groups)
 
 
 def quantization(stored: Iterable[tuple[Parameter, Format]], effective_bits: float) -> dict[str, Any] | None:

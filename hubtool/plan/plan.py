@@ -6,10 +6,10 @@ Pure: it sees names, dtypes, shapes and a recipe; no weights, no MLX, no files.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -17,9 +17,11 @@ from hubtool import units
 from hubtool.checkpoint.source import Source
 from hubtool.checkpoint.tensors import DTYPE_NBYTES, TensorSpec, encode_header
 from hubtool.errors import RecipeError
-from hubtool.models import Component, Model, Parameter, read_model
+from hubtool.models import Component, Model, OwnFormat, Parameter, read_model
 from hubtool.plan import mlx
-from hubtool.plan.recipe import Format, Recipe, Rule, load_recipe, lossless_format
+from hubtool.plan.format import PUBLISHED, Format, Mode, lossless_format
+from hubtool.plan.recipe import Recipe, load_recipe
+from hubtool.plan.rule import Rule
 
 SHARD_NBYTES = 5 * units.GIB
 """Most bytes of tensors in a shard (`MAX_FILE_SIZE_GB = 5` of mlx_lm/utils.py, which counts in GiB)."""
@@ -81,12 +83,14 @@ class Step:
         how: `copy` (the published bytes), `cast` (decoded or converted to another float dtype), `repack` (FP4 to
             mxfp4, FP8 to mxfp8, without loss) or `quantize` (decoded to BF16, then `mx.quantize`).
         outputs: weight, and where quantized scales, and where affine biases.
+        kept: Why it stays as published although a rule would quantize it, empty where none would.
     """
 
     parameter: Parameter
     format: Format
     how: How
     outputs: tuple[OutputTensor, ...]
+    kept: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -261,6 +265,15 @@ class Plan:
         )
 
     @cached_property
+    def kept(self) -> dict[str, tuple[str, ...]]:
+        """Modules that stay as published although a rule would quantize them, by the reason."""
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for step in self.steps:
+            if step.kept:
+                reasons[step.kept].append(step.parameter.subject)
+        return {reason: tuple(modules) for reason, modules in reasons.items()}
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over what decides every byte of the output: headers, and how and from what each tensor is made."""
         digest = hashlib.sha256()
@@ -318,29 +331,45 @@ def make_plan(model: Model, recipe: Recipe, shard_nbytes: int = SHARD_NBYTES) ->
             cannot read as published has no rule.
     """
     chosen = [_choose(parameter, model, recipe) for parameter in model.parameters]
-    used = {rule.number for _, rule in chosen if rule}
+    used = {choice.rule.number for choice in chosen if choice.rule}
     for rule in recipe.rules:
         if rule.number not in used and not rule.optional:
             raise RecipeError(
                 "matches no module, or none that an earlier rule has left",
                 where=f"{recipe.file}: {rule}",
-                remedy="mend the pattern, or write `optional = true`",
+                remedy="correct the rule, or write `optional = true`",
             )
+    if not used:
+        raise RecipeError(
+            "no rule matches any module",
+            where=recipe.file,
+            found=", ".join(sorted(model.components)),
+            expected="a rule for a component or a module of this model",
+            remedy="take another recipe, or add a rule",
+        )
     decided = [
-        (parameter, form, _how(parameter, form), mlx.output_specs(parameter, form))
-        for parameter, (form, _) in zip(model.parameters, chosen, strict=True)
+        (parameter, choice, _how(parameter, choice.format), mlx.output_specs(parameter, choice.format))
+        for parameter, choice in zip(model.parameters, chosen, strict=True)
     ]
     placed = _place([spec for *_, specs in decided for spec in specs], shard_nbytes)
     shards = _make_shards(placed)
     tensors = iter([tensor for shard in shards for tensor in shard.tensors])
     steps = tuple(
-        Step(parameter, form, how, tuple(next(tensors) for _ in specs)) for parameter, form, how, specs in decided
+        Step(parameter, choice.format, how, tuple(next(tensors) for _ in specs), choice.kept)
+        for parameter, choice, how, specs in decided
     )
     return Plan(model, recipe, steps, shards)
 
 
-def _choose(parameter: Parameter, model: Model, recipe: Recipe) -> tuple[Format, Rule | None]:
-    rule = recipe.select(parameter.subject, parameter.layer, model.num_layers, quantizable=parameter.quantizable)
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    format: Format
+    rule: Rule | None
+    kept: str = ""
+
+
+def _choose(parameter: Parameter, model: Model, recipe: Recipe) -> _Choice:
+    rule = recipe.select(parameter, model)
     if rule is None:
         if parameter.encoding != "plain":
             raise RecipeError(
@@ -348,17 +377,36 @@ def _choose(parameter: Parameter, model: Model, recipe: Recipe) -> tuple[Format,
                 where=f"{recipe.file}: {parameter.subject}",
                 remedy='add a rule for it; mode = "published" decodes it to BF16, mode = "repack" keeps its bytes',
             )
-        return Format("published"), None
-    form = lossless_format(parameter.encoding) if rule.format.mode == "repack" else rule.format
-    if form.quantized and parameter.shape[-1] % form.group_size:
-        raise RecipeError(
-            "group does not divide a row",
-            where=f"{recipe.file}: {rule}: {parameter.subject}",
-            found=f"rows of {parameter.shape[-1]}",
-            expected=f"a multiple of {form.group_size}",
-            remedy="take a smaller group_size for this module, or leave it as published",
-        )
-    return form, rule
+        return _Choice(PUBLISHED, None)
+    if rule.format.mode == "repack":
+        return _Choice(lossless_format(parameter.encoding), rule)
+    if not rule.format.quantized:
+        return _Choice(rule.format, rule)
+    if parameter.own is not None and not rule.overrule:
+        return _own_choice(parameter, parameter.own, rule)
+    columns = parameter.shape[-1]
+    for group_size in rule.group_sizes:
+        if columns % group_size == 0:
+            return _Choice(replace(rule.format, group_size=group_size), rule)
+    sizes = ", ".join(map(str, rule.group_sizes))
+    if rule.lenient:
+        return _Choice(PUBLISHED, rule, f"no group size of the recipe ({sizes}) divides rows of {columns}")
+    raise RecipeError(
+        "group does not divide a row",
+        where=f"{recipe.file}: {rule}: {parameter.subject}",
+        found=f"rows of {columns}",
+        expected=f"a multiple of {sizes}",
+        remedy="take a smaller group_size for this module, list several, or leave it as published",
+    )
+
+
+def _own_choice(parameter: Parameter, own: OwnFormat, rule: Rule) -> _Choice:
+    """What the model's class asks for a module that a rule would quantize otherwise."""
+    if not own.bits:
+        return _Choice(PUBLISHED, rule, "mlx-lm's class of this model keeps it unquantized")
+    if parameter.shape[-1] % own.group_size:
+        return _Choice(PUBLISHED, rule, f"mlx-lm's class asks for groups of {own.group_size}, which do not divide it")
+    return _Choice(Format(cast(Mode, own.mode), own.bits, own.group_size), rule)
 
 
 def _how(parameter: Parameter, form: Format) -> How:

@@ -3,92 +3,32 @@
 import hashlib
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from hubtool.errors import RecipeError
-from hubtool.resources import recipes_dir
+from hubtool.models import Component, Model, Parameter
+from hubtool.plan.format import AFFINE_BITS, AFFINE_GROUPS, FIXED_FORMATS, PUBLISHED, Format, Mode
+from hubtool.plan.rule import LayerSelector, Rule
+from hubtool.resources import base_names, recipes_dir, with_base
 
-AFFINE_BITS = (2, 3, 4, 5, 6, 8)
-"""Bits of `mx.quantize(mode="affine")`."""
-
-AFFINE_GROUPS = (32, 64, 128)
-"""Group sizes of `mx.quantize(mode="affine")`."""
-
-Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4", "bfloat16", "float32", "published", "repack"]
-LayerSelector = Literal["sensitive"]
-
-FIXED_FORMATS: Mapping[str, tuple[int, int]] = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
-"""Bits and group size of MLX's modes that have no choice of them (`mx.quantize`)."""
-
-_SPOKEN = {"published": "as published", "repack": "repacked without loss"}
-_CAST_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How a parameter is stored: a quantization of MLX, a float dtype, or as published.
-
-    Attributes:
-        mode: MLX's quantization mode; `bfloat16` or `float32` (integers stay as they are); `published` (what is
-            encoded in FP8 or FP4 is decoded to BF16); or `repack` (FP4 as mxfp4, FP8 as mxfp8, the rest as published:
-            lossless).
-        bits: Bits a weight, 0 if not quantized.
-        group_size: Weights that share a scale, 0 if not quantized.
-    """
-
-    mode: Mode
-    bits: int = 0
-    group_size: int = 0
-
-    @property
-    def quantized(self) -> bool:
-        """Whether the weight is packed, with scales beside it."""
-        return self.bits > 0
-
-    @property
-    def has_biases(self) -> bool:
-        """Whether there is a bias beside each scale."""
-        return self.mode == "affine"
-
-    @property
-    def scales_dtype(self) -> str:
-        """Safetensors dtype of the scales: those of the weight for affine, E8M0 / E4M3 bytes else."""
-        return "BF16" if self.mode == "affine" else "U8"
-
-    def cast(self, dtype: str) -> str:
-        """The dtype in which a parameter of `dtype` is stored when it is not quantized."""
-        return _CAST_DTYPES.get(self.mode, dtype) if dtype in ("BF16", "F16", "F32") else dtype
-
-    def __str__(self) -> str:
-        """As people say it: `affine 3-bit, group 128`, `mxfp4`, `as published`."""
-        if self.mode == "affine":
-            return f"affine {self.bits}-bit, group {self.group_size}"
-        return _SPOKEN.get(self.mode, self.mode)
-
-
-def lossless_format(encoding: str) -> Format:
-    """The format that holds a published encoding bit for bit: mxfp4 for `fp4`, mxfp8 for `fp8`, else as published."""
-    return _LOSSLESS.get(encoding, Format("published"))
-
-
-_LOSSLESS: Mapping[str, Format] = {
-    "fp4": Format("mxfp4", *FIXED_FORMATS["mxfp4"]),
-    "fp8": Format("mxfp8", *FIXED_FORMATS["mxfp8"]),
-}
+_T = TypeVar("_T")
+_Some = Annotated[list[_T], msgspec.Meta(min_length=1)]
 
 
 class _RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    match: str | Annotated[list[str], msgspec.Meta(min_length=1)]
     mode: Mode
-    bits: int | None = None
-    group_size: int | None = None
+    match: str | _Some[str] | None = None
+    component: Component | _Some[Component] | None = None
+    bits: int | str | None = None
+    group_size: int | _Some[int] | None = None
     layers: LayerSelector | None = None
+    without: Component | None = None
+    overrule: bool = False
     optional: bool = False
     note: str = ""
 
@@ -97,42 +37,8 @@ class _RecipeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     summary: str
     rule: Annotated[list[_RuleTable], msgspec.Meta(min_length=1)]
     description: str = ""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule of a recipe.
-
-    Attributes:
-        number: Its place in the file, from 1.
-        patterns: Module paths; `*` stands for one or part of one name between dots, `**` for any number of them.
-        format: What it does.
-        layers: Restricts it to a set of layers.
-        optional: Whether it may match nothing.
-        note: Why, in the recipe author's words.
-    """
-
-    number: int
-    patterns: tuple[str, ...]
-    format: Format
-    layers: LayerSelector | None
-    optional: bool
-    note: str
-
-    def matches(self, subject: str, layer: int | None, num_layers: int) -> bool:
-        """Whether the rule is for the module path `subject` in `layer` of `num_layers`."""
-        if self.layers and (layer is None or not LAYER_SELECTORS[self.layers](layer, num_layers)):
-            return False
-        return any(expression.fullmatch(subject) for expression in self._expressions)
-
-    @cached_property
-    def _expressions(self) -> tuple[re.Pattern[str], ...]:
-        return tuple(_compile_glob(pattern) for pattern in self.patterns)
-
-    def __str__(self) -> str:
-        """As messages name it: `rule 3 (lm_head)`."""
-        selector = f", {self.layers} layers" if self.layers else ""
-        return f"rule {self.number} ({', '.join(self.patterns)}{selector})"
+    base: str | None = None
+    widths: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -142,7 +48,7 @@ class Recipe:
     Attributes:
         name: The file's stem.
         file: The file's name, for messages.
-        text: The TOML text as read, which is recorded.
+        text: The TOML text with its base's rules, which is recorded: it needs no other file.
         summary: One line.
         description: More, or empty.
         rules: In order.
@@ -160,27 +66,14 @@ class Recipe:
         """The SHA-256 of the text in hexadecimal."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
-    def select(self, subject: str, layer: int | None, num_layers: int, *, quantizable: bool) -> Rule | None:
-        """The first rule for a parameter; one that quantizes looks only at what MLX can quantize."""
+    def select(self, parameter: Parameter, model: Model) -> Rule | None:
+        """The first rule for a parameter of a model; one that quantizes looks only at what MLX can quantize."""
         for rule in self.rules:
-            if rule.format.quantized and not quantizable:
+            if rule.format.quantized and not parameter.quantizable:
                 continue
-            if rule.matches(subject, layer, num_layers):
+            if rule.matches(parameter, model.num_layers, model.components):
                 return rule
         return None
-
-
-def is_sensitive(layer: int, num_layers: int) -> bool:
-    """Whether a layer's `down_proj` gets the high bits of a mixed recipe.
-
-    The first and last eighth and every third layer between, as mlx-lm's mixed recipes choose them
-    (`use_more_bits` of mlx_lm/convert.py, which follows llama.cpp).
-    """
-    eighth = num_layers // 8
-    return layer < eighth or layer >= 7 * num_layers // 8 or (layer - eighth) % 3 == 2
-
-
-LAYER_SELECTORS: Mapping[LayerSelector, Callable[[int, int], bool]] = {"sensitive": is_sensitive}
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -214,18 +107,19 @@ def load_recipe(name: str) -> Recipe:
         text = path.read_bytes().decode()  # as it is, so that its hash is the file's
     except UnicodeDecodeError as error:
         raise RecipeError(
-            "not TOML", where=path.name, found=str(error), expected="UTF-8", remedy="mend the file"
+            "not TOML", where=path.name, found=str(error), expected="UTF-8", remedy="correct the file"
         ) from error
     return parse_recipe(text, path.name)
 
 
 def parse_recipe(text: str, file: str) -> Recipe:
-    """A recipe from its TOML text.
+    """A recipe from its TOML text; the rules of its base follow its own.
 
     Raises:
-        RecipeError: Not TOML, an unknown or missing key, a value of the wrong type, or bits or a group size that the
-            mode does not have.
+        RecipeError: Not TOML, an unknown or missing key, a value of the wrong type, bits or a group size that the mode
+            does not have, a width that is not named, or a base that does not come with hubtool.
     """
+    text = with_base(text)
     try:
         table = msgspec.convert(tomllib.loads(text), _RecipeTable)
     except msgspec.ValidationError as error:
@@ -234,11 +128,21 @@ def parse_recipe(text: str, file: str) -> Recipe:
             where=_locate(file, str(error)),
             found=str(error),
             expected=f"keys {', '.join(_RuleTable.__struct_fields__)} in each [[rule]]",
-            remedy="mend the file",
+            remedy="correct the file",
         ) from error
     except (ValueError, RecursionError) as error:  # tomllib's own error is a ValueError, as that of an endless number
-        raise RecipeError("not TOML", where=file, found=str(error), expected="TOML", remedy="mend the file") from error
-    rules = tuple(_rule(number, rule, file) for number, rule in enumerate(table.rule, 1))
+        raise RecipeError(
+            "not TOML", where=file, found=str(error), expected="TOML", remedy="correct the file"
+        ) from error
+    if table.base is not None:
+        raise RecipeError(
+            "no such base",
+            where=f"{file}: base",
+            found=table.base,
+            expected=" or ".join(base_names()),
+            remedy='correct it, and write `base = "NAME"` on a line of its own',
+        )
+    rules = tuple(_rule(number, rule, table.widths, file) for number, rule in enumerate(table.rule, 1))
     return Recipe(file.removesuffix(".toml"), file, text, table.summary, table.description, rules)
 
 
@@ -248,41 +152,79 @@ def _locate(file: str, message: str) -> str:
     return f"{file}: rule {int(match[1]) + 1}" if match else file
 
 
-def _rule(number: int, table: _RuleTable, file: str) -> Rule:
-    patterns = (table.match,) if isinstance(table.match, str) else tuple(table.match)
-    where = f"{file}: rule {number} ({', '.join(patterns)})"
-    return Rule(number, patterns, _format(table, where), table.layers, table.optional, table.note)
+def _rule(number: int, table: _RuleTable, widths: Mapping[str, int], file: str) -> Rule:
+    rule = Rule(
+        number,
+        PUBLISHED,
+        patterns=_listed(table.match),
+        components=_listed(table.component),
+        layers=table.layers,
+        without=table.without,
+        overrule=table.overrule,
+        optional=table.optional,
+        note=table.note,
+    )
+    where = f"{file}: {rule}"
+    if not rule.patterns and not rule.components:
+        raise RecipeError(
+            "selects nothing",
+            where=where,
+            found="neither match nor component",
+            expected='one of them, match = "**" say',
+            remedy="add it",
+        )
+    groups = _listed(table.group_size)
+    form = _format(table, widths, groups, where)
+    sizes = groups or ((form.group_size,) if form.quantized else ())
+    return replace(rule, format=form, group_sizes=sizes, lenient=isinstance(table.group_size, list))
 
 
-def _format(table: _RuleTable, where: str) -> Format:
+def _listed(value: _T | list[_T] | None) -> tuple[_T, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _format(table: _RuleTable, widths: Mapping[str, int], groups: tuple[int, ...], where: str) -> Format:
+    bits = _bits(table, widths, where)
     if table.mode == "affine":
-        for key, value, choices in (
-            ("bits", table.bits, AFFINE_BITS),
-            ("group_size", table.group_size, AFFINE_GROUPS),
+        for key, values, choices in (
+            ("bits", [bits], AFFINE_BITS),
+            ("group_size", groups or [None], AFFINE_GROUPS),
         ):
-            if value not in choices:
-                raise RecipeError(
-                    f"{key} that MLX does not have for affine",
-                    where=where,
-                    found="none" if value is None else value,
-                    expected=f"one of {', '.join(map(str, choices))}",
-                    remedy="mend the rule",
-                )
-        return Format("affine", table.bits or 0, table.group_size or 0)
-    bits, group_size = FIXED_FORMATS.get(table.mode, (0, 0))
-    for key, value, fixed in (("bits", table.bits, bits), ("group_size", table.group_size, group_size)):
-        if value is not None and value != fixed:
+            for value in values:
+                if value not in choices:
+                    raise RecipeError(
+                        f"{key} that MLX does not have for affine",
+                        where=where,
+                        found="none" if value is None else value,
+                        expected=f"one of {', '.join(map(str, choices))}",
+                        remedy="correct the rule",
+                    )
+        return Format("affine", bits or 0, groups[0])
+    fixed_bits, fixed_group = FIXED_FORMATS.get(table.mode, (0, 0))
+    for key, given, fixed in (("bits", bits, fixed_bits), *(("group_size", group, fixed_group) for group in groups)):
+        if given is not None and given != fixed:
             raise RecipeError(
                 f"{key} that {table.mode} does not have",
                 where=where,
-                found=value,
+                found=given,
                 expected=fixed or f"no {key}",
                 remedy=f"leave {key} out",
             )
-    return Format(table.mode, bits, group_size)
+    return Format(table.mode, fixed_bits, fixed_group)
 
 
-def _compile_glob(pattern: str) -> re.Pattern[str]:
-    """`*` matches within one name between dots, `**` any number of names, everything else itself."""
-    pieces = re.split(r"(\*\*|\*)", pattern)
-    return re.compile("".join({"**": ".*", "*": r"[^.]*"}.get(piece, re.escape(piece)) for piece in pieces))
+def _bits(table: _RuleTable, widths: Mapping[str, int], where: str) -> int | None:
+    """The rule's bits, looked up among the recipe's widths where it names one."""
+    if not isinstance(table.bits, str):
+        return table.bits
+    if table.bits not in widths:
+        raise RecipeError(
+            "width that the recipe does not name",
+            where=where,
+            found=table.bits,
+            expected=f"one of {', '.join(widths)}" if widths else "a number",
+            remedy="write a number, or name the width under [widths]",
+        )
+    return widths[table.bits]

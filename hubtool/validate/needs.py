@@ -1,6 +1,5 @@
 """How much memory a generation needs, from names and shapes alone."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from hubtool.checkpoint.source import CONFIG_FILE
 from hubtool.checkpoint.tensors import TensorSpec, read_header
 from hubtool.files.formats import parse_json
+from hubtool.models import experts_per_token, find_layer, find_projection
 from hubtool.record import CacheRecord, Record
 from hubtool.units import MB, format_size
 from hubtool.worker.events import PROMPT_TOKENS
@@ -22,9 +22,6 @@ ACTIVATIONS_NBYTES = 60 * MB
 
 ALLOCATOR_SHARE = 0.01
 """Of the weights: what allocators round up."""
-
-_EXPERTS = re.compile(r"\.switch_mlp\.(\w+)\.\w+$")
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -70,20 +67,20 @@ def estimate_needs(specs: Iterable[TensorSpec], config: Mapping[str, Any], cache
     Streamed, the most is needed by the largest of: a layer without its experts together with one projection of the
     experts that a prompt can choose; and a module outside the layers. The tensor that is being read is there twice.
     """
-    layers: Counter[str] = Counter()
-    projections: Counter[tuple[str, str]] = Counter()
+    layers: Counter[int] = Counter()
+    projections: Counter[tuple[int, str]] = Counter()
     outside: Counter[str] = Counter()
     weights = largest = 0
-    chosen = PROMPT_TOKENS * int(config.get("num_experts_per_tok") or 1)
+    chosen = PROMPT_TOKENS * experts_per_token(config)
     for spec in specs:
         weights += spec.nbytes
-        layer, expert = _LAYER.match(spec.name), _EXPERTS.search(spec.name)
+        layer, projection = find_layer(spec.name), find_projection(spec.name)
         nbytes = spec.nbytes
-        if layer and expert:
+        if layer is not None and projection:
             nbytes = nbytes * min(chosen, spec.shape[0]) // spec.shape[0]
-            projections[layer[1], expert[1]] += nbytes
-        elif layer:
-            layers[layer[1]] += nbytes
+            projections[layer, projection] += nbytes
+        elif layer is not None:
+            layers[layer] += nbytes
         elif "embed_tokens" in spec.name:
             nbytes = 0
         else:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hubtool.convert.hints import Hints
 from hubtool.convert.weighted import SHRINKS, pack, quantize_weighted
-from hubtool.plan.recipe import AFFINE_BITS, AFFINE_GROUPS, Format
+from hubtool.plan.format import AFFINE_BITS, AFFINE_GROUPS, Format
 
 Double = NDArray[np.float64]
 

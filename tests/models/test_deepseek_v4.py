@@ -97,7 +97,10 @@ def test_layers_have_what_their_ratio_calls_for(sample: Samples) -> None:
 def test_components_cover_the_model(sample: Samples) -> None:
     source = LocalSource(sample("mini"))
     model = read_model(source.config, {name: tensor.spec for name, tensor in source.tensors.items()})
-    assert {parameter.component for parameter in model.parameters} == set(Component)
+    assert {parameter.component for parameter in model.parameters} == set(Component) - {
+        Component.MLP,
+        Component.STATE_SPACE,
+    }
 
 
 @pytest.mark.parametrize("model_type", ["llama", None, 4, "deepseek_v3"])

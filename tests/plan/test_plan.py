@@ -102,7 +102,8 @@ def test_flash_shards_are_filled_in_order_up_to_5_gib(flash: Model) -> None:
 def test_flash_components_are_shown_with_their_shares(published: Samples, hubtool: CommandLine) -> None:
     document = hubtool("plan", published("flash"), "--recipe", "mixed_3_6", "--json").document
     components = {component["name"]: component for component in document["components"]}
-    assert list(components) == [component.value for component in Component]
+    others = (Component.MLP, Component.STATE_SPACE)
+    assert list(components) == [component.value for component in Component if component not in others]
     assert components["routed experts"]["parameters"] == 277_025_390_592
     assert sum(component["parameters"] for component in components.values()) == FLASH_PARAMETERS
     assert sum(component["nbytes"] for component in components.values()) == document["nbytes"]

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from hubtool.plan.recipe import Format, is_sensitive, load_recipe, parse_recipe, recipe_names
-from hubtool.resources import recipes_dir
+from hubtool.errors import RecipeError
+from hubtool.models import Component, Model, Parameter, Part
+from hubtool.plan.format import Format
+from hubtool.plan.plan import make_plan
+from hubtool.plan.recipe import Recipe, load_recipe, parse_recipe, recipe_names
+from hubtool.plan.rule import Rule, is_sensitive
+from hubtool.resources import recipes_dir, with_base
 from tests.fixtures import CommandLine, Refusal, Samples
 
 NAMES = ["bf16", "compact_4bit", "float32", "mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6", "native"]
@@ -21,9 +26,11 @@ def test_the_recipes_are_these() -> None:
 def test_recipe_keeps_its_text_and_its_hash(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
-    assert recipe.text == (recipes_dir() / f"{name}.toml").read_text(encoding="utf-8")
+    assert recipe.text == with_base((recipes_dir() / f"{name}.toml").read_text(encoding="utf-8"))
     assert tomllib.loads(recipe.text)["summary"] == recipe.summary
     assert recipe == load_recipe(str(recipes_dir() / f"{name}.toml"))
+    # The text alone says everything: a file of it is the same recipe.
+    assert parse_recipe(recipe.text, f"{name}.toml") == recipe
 
 
 def test_sensitive_layers_of_the_published_conversion() -> None:
@@ -32,34 +39,47 @@ def test_sensitive_layers_of_the_published_conversion() -> None:
     assert len(sensitive) == 21
 
 
-def _select(recipe: str, subject: str, layer: int | None = None, *, quantizable: bool = True) -> str:
-    rule = load_recipe(recipe).select(subject, layer, 43, quantizable=quantizable)
+def _parameter(module: str, component: Component, layer: int | None = None, *, columns: int = 0) -> Parameter:
+    """A parameter of that module; one with `columns` can be quantized."""
+    shape = (64, columns) if columns else (64,)
+    part = (Part(module),)
+    return Parameter(module, "weight", shape, "BF16", "plain", (1, 1), part, component, layer, bool(columns))
+
+
+def _select(recipe: Recipe, parameter: Parameter, *others: Component) -> Rule | None:
+    more = tuple(_parameter("other", other) for other in others)
+    return recipe.select(parameter, Model("A", "a", 43, {}, (parameter, *more), ()))
+
+
+def _stored(recipe: str, parameter: Parameter, *others: Component) -> str:
+    rule = _select(load_recipe(recipe), parameter, *others)
     return "as published" if rule is None else str(rule.format)
 
 
 @pytest.mark.parametrize(
     ("name", "low", "high"), [("mixed_2_6", 2, 6), ("mixed_3_4", 3, 4), ("mixed_3_6", 3, 6), ("mixed_4_6", 4, 6)]
 )
-def test_mixed_recipes_give_sensitive_paths_the_high_bits(name: str, low: int, high: int) -> None:
+def test_mixed_recipes_give_sensitive_parts_the_high_bits(name: str, low: int, high: int) -> None:
     little, much = f"affine {low}-bit, group 128", f"affine {high}-bit, group 128"
-    for module in ("model.embed_tokens", "lm_head"):
-        assert _select(name, module) == much
-    for module in (
-        *("attn.wq_a", "attn.wq_b", "attn.wkv", "attn.wo_a", "attn.wo_b"),
-        *("attn.compressor.wkv", "attn.compressor.wgate", "attn.indexer.wq_b", "attn.indexer.weights_proj"),
-        *("attn.indexer.compressor.wkv", "ffn.shared_experts.gate_proj", "ffn.shared_experts.down_proj"),
+    experts = Component.ROUTED_EXPERTS
+    for component in (
+        *(Component.EMBEDDINGS, Component.HEAD, Component.ATTENTION, Component.COMPRESSOR_INDEXER),
+        *(Component.SHARED_EXPERTS, Component.STATE_SPACE),
     ):
-        assert _select(name, f"model.layers.5.{module}", 5) == much
-    assert _select(name, "model.layers.5.ffn.switch_mlp.down_proj", 5) == little
-    assert _select(name, "model.layers.7.ffn.switch_mlp.down_proj", 7) == much
-    for layer in (5, 7):
-        assert _select(name, f"model.layers.{layer}.ffn.switch_mlp.gate_proj", layer) == little
-        assert _select(name, f"model.layers.{layer}.ffn.switch_mlp.up_proj", layer) == little
-        assert _select(name, f"model.layers.{layer}.ffn.gate", layer) == "as published"
+        assert _stored(name, _parameter("model.layers.5.any", component, 5, columns=256)) == much
+    for layer, down in ((5, little), (7, much)):
+        for projection, stored in (("down_proj", down), ("gate_proj", little), ("up_proj", little)):
+            expert = _parameter(f"model.layers.{layer}.ffn.switch_mlp.{projection}", experts, layer, columns=256)
+            assert _stored(name, expert) == stored
+            dense = _parameter(f"model.layers.{layer}.mlp.{projection}", Component.MLP, layer, columns=256)
+            assert _stored(name, dense) == stored
+            assert _stored(name, dense, experts) == much
+    router = _parameter("model.layers.5.mlp.gate", Component.ROUTER, 5, columns=256)
+    assert _stored(name, router) == "affine 8-bit, group 64"
     for path in ("attn.compressor.ape", "attn.indexer.compressor.ape"):
-        assert _select(name, f"model.layers.5.{path}", 5, quantizable=False) == "bfloat16"
-    for path in ("attn_norm", "attn.attn_sink", "attn.indexer.compressor.norm", "ffn.gate.tid2eid", "attn_hc.fn"):
-        assert _select(name, f"model.layers.5.{path}", 5, quantizable=False) == "as published"
+        assert _stored(name, _parameter(f"model.layers.5.{path}", Component.COMPRESSOR_INDEXER, 5)) == "bfloat16"
+    for component in (Component.NORMS, Component.REST, Component.ROUTER, Component.ATTENTION):
+        assert _stored(name, _parameter("model.layers.5.any", component, 5)) == "as published"
 
 
 RULE = '[[rule]]\nmatch = "**"\n'
@@ -96,32 +116,33 @@ def test_fixed_formats_may_name_what_they_have(mode: str, bits: int, group_size:
 )
 def test_patterns_match_whole_paths(pattern: str, matches: list[str], others: list[str]) -> None:
     recipe = parse_recipe(f'summary = "s"\n[[rule]]\nmatch = "{pattern}"\nmode = "published"', "mine.toml")
-    assert all(recipe.select(path, 0, 1, quantizable=True) for path in matches)
-    assert not any(recipe.select(path, 0, 1, quantizable=True) for path in others)
+    found = {path: _select(recipe, _parameter(path, Component.REST)) for path in [*matches, *others]}
+    assert [path for path, rule in found.items() if rule] == matches
 
 
 def test_first_rule_that_matches_wins() -> None:
     text = 'summary = "s"\n[[rule]]\nmatch = ["a", "b"]\nmode = "mxfp4"\n[[rule]]\nmatch = "**"\nmode = "mxfp8"'
     recipe = parse_recipe(text, "mine.toml")
-    assert [rule.number for name in "abc" if (rule := recipe.select(name, None, 1, quantizable=True))] == [1, 1, 2]
+    rules = [_select(recipe, _parameter(name, Component.REST, columns=64)) for name in "abc"]
+    assert [rule and rule.number for rule in rules] == [1, 1, 2]
 
 
 def test_rule_that_quantizes_passes_over_what_cannot_be_quantized() -> None:
     recipe = parse_recipe(f'summary = "s"\n{RULE}mode = "mxfp4"\n{RULE}mode = "bfloat16"', "mine.toml")
-    rule = recipe.select("model.norm", None, 1, quantizable=False)
+    rule = _select(recipe, _parameter("model.norm", Component.NORMS))
     assert rule is not None and rule.number == 2
 
 
 AFFINE = 'mode = "affine"\nbits = 4\ngroup_size = 64\n'
 
 REFUSED = {
-    "endless number": (f"bits = {'9' * 5000}", r"mine\.toml: not TOML: found .+; mend the file"),
-    "nested too deep": (f"match = {'[' * 5000}", r"mine\.toml: not TOML: found .+; mend the file"),
+    "endless number": (f"bits = {'9' * 5000}", r"mine\.toml: not TOML: found .+; correct the file"),
+    "nested too deep": (f"match = {'[' * 5000}", r"mine\.toml: not TOML: found .+; correct the file"),
     "no pattern": (
         f'summary = "s"\n[[rule]]\nmatch = []\n{AFFINE}',
-        r"mine\.toml: rule 1: cannot be used: found .+; mend the file",
+        r"mine\.toml: rule 1: cannot be used: found .+; correct the file",
     ),
-    "not TOML": ("match = ", r"mine\.toml: not TOML: found .+; mend the file"),
+    "not TOML": ("match = ", r"mine\.toml: not TOML: found .+; correct the file"),
     "no rule": ('summary = "s"', r"mine\.toml: cannot be used: found Object missing required field `rule`, .+"),
     "empty list of rules": ('summary = "s"\nrule = []', r"mine\.toml: cannot be used: found Expected `array` .+"),
     "no summary": (RULE + AFFINE, r"mine\.toml: cannot be used: found Object missing required field `summary`, .+"),
@@ -132,9 +153,28 @@ REFUSED = {
     "unknown key of a rule": (
         f'summary = "s"\n{RULE}{AFFINE}\n{RULE}{AFFINE}group = 64',
         r"mine\.toml: rule 2: cannot be used: found Object contains unknown field `group` - at `\$\.rule\[1\]`, "
-        r"expected keys match, mode, bits, group_size, layers, optional, note in each \[\[rule\]\]; mend the file",
+        r"expected keys mode, match, component, .+, optional, note in each \[\[rule\]\]; correct the file",
     ),
-    "no match": (f'summary = "s"\n[[rule]]\n{AFFINE}', r"mine\.toml: rule 1: .+missing required field `match`.+"),
+    "selects nothing": (
+        f'summary = "s"\n[[rule]]\n{AFFINE}',
+        r"mine\.toml: rule 1 \(\): selects nothing: found neither match nor component, .+",
+    ),
+    "unknown component": (
+        f'summary = "s"\n[[rule]]\ncomponent = "experts"\n{AFFINE}',
+        r"mine\.toml: rule 1: .+Invalid enum value 'experts'.+",
+    ),
+    "width without a name": (
+        f'summary = "s"\n[widths]\nlow = 3\n{RULE}mode = "affine"\nbits = "high"\ngroup_size = 64',
+        r"mine\.toml: rule 1 \(\*\*\): width that the recipe does not name: found high, expected one of low; .+",
+    ),
+    "unknown base": (
+        f'summary = "s"\nbase = "absent"\n{RULE}{AFFINE}',
+        r"mine\.toml: base: no such base: found absent, expected mixed; .+",
+    ),
+    "group of a list that affine lacks": (
+        f'summary = "s"\n{RULE}mode = "affine"\nbits = 4\ngroup_size = [64, 48]',
+        r"mine\.toml: rule 1 \(\*\*\): group_size that MLX does not have for affine: found 48, .+",
+    ),
     "unknown mode": (f'summary = "s"\n{RULE}mode = "q4_k"', r"mine\.toml: rule 1: .+Invalid enum value 'q4_k'.+"),
     "unknown selector": (
         f'summary = "s"\n{RULE}{AFFINE}layers = "odd"',
@@ -142,22 +182,22 @@ REFUSED = {
     ),
     "bits that are a string": (
         f'summary = "s"\n{RULE}mode = "affine"\nbits = "4"',
-        r"mine\.toml: rule 1: .+got `str`.+",
+        r"mine\.toml: rule 1 \(\*\*\): width that the recipe does not name: found 4, expected a number; .+",
     ),
     "bits that affine lacks": (
         f'summary = "s"\n{RULE}mode = "affine"\nbits = 7\ngroup_size = 64',
         r"mine\.toml: rule 1 \(\*\*\): bits that MLX does not have for affine: found 7, "
-        r"expected one of 2, 3, 4, 5, 6, 8; mend the rule",
+        r"expected one of 2, 3, 4, 5, 6, 8; correct the rule",
     ),
     "affine without bits": (
         f'summary = "s"\n{RULE}mode = "affine"\ngroup_size = 64',
         r"mine\.toml: rule 1 \(\*\*\): bits that MLX does not have for affine: found none, "
-        r"expected one of 2, 3, 4, 5, 6, 8; mend the rule",
+        r"expected one of 2, 3, 4, 5, 6, 8; correct the rule",
     ),
     "group that affine lacks": (
         f'summary = "s"\n{RULE}mode = "affine"\nbits = 4\ngroup_size = 16',
         r"mine\.toml: rule 1 \(\*\*\): group_size that MLX does not have for affine: found 16, "
-        r"expected one of 32, 64, 128; mend the rule",
+        r"expected one of 32, 64, 128; correct the rule",
     ),
     "bits that mxfp4 lacks": (
         f'summary = "s"\n{RULE}mode = "mxfp4"\nbits = 3',
@@ -175,7 +215,7 @@ REFUSED = {
     "rule that matches nothing": (
         f'summary = "s"\n[[rule]]\nmatch = ["model.layers.*.mlp", "head"]\n{AFFINE}\n{RULE}mode = "repack"',
         r"mine\.toml: rule 1 \(model\.layers\.\*\.mlp, head\): matches no module, "
-        r"or none that an earlier rule has left; mend the pattern, or write `optional = true`",
+        r"or none that an earlier rule has left; correct the rule, or write `optional = true`",
     ),
     "rule that an earlier one leaves nothing": (
         f'summary = "s"\n{RULE}mode = "repack"\n[[rule]]\nmatch = "lm_head"\n{AFFINE}',
@@ -195,7 +235,7 @@ REFUSED = {
         f'{RULE}mode = "repack"',
         r"mine\.toml: rule 1 \(\*\*\.wo_a\): model\.layers\.0\.attn\.wo_a: group does not divide a row: "
         r"found rows of 192, expected a multiple of 128; take a smaller group_size for this module, "
-        r"or leave it as published",
+        r"list several, or leave it as published",
     ),
 }
 
@@ -212,7 +252,7 @@ def test_recipe_that_is_no_text_is_refused(sample: Samples, assert_refused: Refu
     (tmp_path / "mine.toml").write_bytes(b'summary = "\xff"')
     assert_refused(
         sample("mini"),
-        re.compile(r"mine\.toml: not TOML: found .+; mend the file"),
+        re.compile(r"mine\.toml: not TOML: found .+; correct the file"),
         recipe=tmp_path / "mine.toml",
         code=2,
     )
@@ -259,7 +299,7 @@ def test_recipes_are_listed(hubtool: CommandLine) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_explained(name: str, hubtool: CommandLine) -> None:
     explained = hubtool("recipes", name, "--json").document
-    written = tomllib.loads((recipes_dir() / f"{name}.toml").read_text(encoding="utf-8"))["rule"]
+    written = tomllib.loads(load_recipe(name).text)["rule"]
     assert [rule["mode"] for rule in explained["rules"]] == [rule["mode"] for rule in written]
     text = hubtool("recipes", name).stdout
     assert all(rule["note"] in text for rule in written)
@@ -267,3 +307,35 @@ def test_recipe_is_explained(name: str, hubtool: CommandLine) -> None:
 
 def test_explaining_no_recipe_is_refused(hubtool: CommandLine) -> None:
     assert hubtool("recipes", "absent").code == 2
+
+
+def test_first_group_size_that_divides_a_row_is_taken(sample: Samples, hubtool: CommandLine, tmp_path: Path) -> None:
+    rule = '[[rule]]\nmatch = "**.wo_a"\nmode = "affine"\nbits = 4\ngroup_size = '
+    formats = {}
+    for sizes in ("[128, 64, 32]", "[32, 64]", "[128]"):
+        (tmp_path / "mine.toml").write_text(f'summary = "s"\n{rule}{sizes}\n{RULE}mode = "repack"')
+        document = hubtool("plan", sample("narrow"), "--recipe", tmp_path / "mine.toml", "--json").document
+        attention = next(each for each in document["components"] if each["name"] == "attention")
+        formats[sizes] = ([form for form in attention["formats"] if form != "mxfp8"], document["kept"])
+    assert formats["[128, 64, 32]"] == (["affine 4-bit, group 64"], [])
+    assert formats["[32, 64]"] == (["affine 4-bit, group 32"], [])
+    stored, kept = formats["[128]"]
+    assert stored == ["bf16"]
+    assert [each["reason"] for each in kept] == ["no group size of the recipe (128) divides rows of 192"]
+    assert all(module.endswith(".wo_a") for module in kept[0]["modules"])
+
+
+def test_own_rules_stand_before_those_of_the_base(sample: Samples, hubtool: CommandLine, tmp_path: Path) -> None:
+    rule = '[[rule]]\ncomponent = "shared experts"\nmode = "mxfp8"\n'
+    (tmp_path / "mine.toml").write_text(f'summary = "s"\nbase = "mixed"\n[widths]\nlow = 2\nhigh = 4\n{rule}')
+    document = hubtool("plan", sample("mini"), "--recipe", tmp_path / "mine.toml", "--json").document
+    formats = {each["name"]: each["formats"] for each in document["components"]}
+    assert formats["shared experts"] == ["mxfp8"]
+    assert formats["attention"] == ["affine 4-bit, group 128"]
+
+
+def test_recipe_of_which_no_rule_matches_is_refused() -> None:
+    text = f'summary = "s"\n[[rule]]\ncomponent = "state space"\noptional = true\n{AFFINE}'
+    model = Model("A", "a", 1, {}, (_parameter("model.norm", Component.NORMS),), ())
+    with pytest.raises(RecipeError, match=r"mine\.toml: no rule matches any module: found norms, expected a rule .+"):
+        make_plan(model, parse_recipe(text, "mine.toml"))
