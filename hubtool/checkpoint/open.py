@@ -1,11 +1,15 @@
 """What needs no weights and no MLX: opening a source, planning what recipes make of it, measuring what is there."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hubtool.checkpoint.identity import UNKNOWN, parse_base_model
-from hubtool.checkpoint.source import LocalSource, Source, parse_spec
-from hubtool.errors import UsageError
+from hubtool.checkpoint.source import LocalSource, Source, SourceSpec, parse_spec
+from hubtool.errors import SourceError, UsageError
 from hubtool.files.whole import STATE_DIR
+
+if TYPE_CHECKING:
+    from hubtool.checkpoint.remote import HubSource
 
 SOURCE_DIR = "source"
 """Where shards of a repo are fetched to, in the state of the folder that is made of them."""
@@ -54,3 +58,29 @@ def open_source(
 
     storage = Storage(out / STATE_DIR / SOURCE_DIR, disk_limit, keep_source) if out else None
     return HubSource(*repo, stated=stated, storage=storage)
+
+
+def reopen(spec: SourceSpec) -> Source:
+    """The source that a spec of another process names, to be read and never fetched ahead.
+
+    Raises:
+        SourceError: There is no such folder here, or it holds another checkpoint.
+        HubError: The Hub does not let it be read.
+    """
+    if spec.endpoint is None:
+        return _same(LocalSource(Path(spec.name)), spec)
+    from hubtool.checkpoint.remote import HubSource
+    from hubtool.hub.client import make_api
+
+    return _same(HubSource(spec.name, spec.commit, api=make_api(spec.endpoint)), spec)
+
+
+def _same(source: "LocalSource | HubSource", spec: SourceSpec) -> Source:
+    if source.layout != spec.layout:
+        raise SourceError(
+            "another checkpoint than the one that is converted",
+            where=spec.name,
+            found="other shards or another config.json on this machine",
+            remedy="give every worker the same checkpoint under the same path",
+        )
+    return source

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 
 from hubtool.checkpoint.identity import UNKNOWN, Identity, merge_identity
 from hubtool.checkpoint.prefetch import Downloads, Storage, Traffic
-from hubtool.checkpoint.source import Checkpoint
+from hubtool.checkpoint.source import Checkpoint, SourceSpec
 from hubtool.checkpoint.tensors import Header, header_length, parse_header
 from hubtool.errors import SourceError
 from hubtool.files.read import AGAIN
@@ -59,12 +59,18 @@ class HubSource(Checkpoint):
             assert info.sha is not None
             self._listing = list_files(api, info.id, info.sha, recursive=False)
         self.name = info.id
+        self._endpoint = api.endpoint
         self.identity = merge_identity(Identity(info.id, "observed", info.sha, "observed"), stated)
         self._reader = RepoReader(api, info.id, info.sha)
         self._pass = 0
         self._hashes: dict[str, str] = {}
         self._unverified: set[str] = set()
         self._downloads = None if storage is None else Downloads(self._reader, storage, self._weights())
+
+    @cached_property
+    def spec(self) -> SourceSpec:
+        """The repo at its commit, on its Hub; whoever opens it takes a token of their own."""
+        return SourceSpec(self._reader.repo, self._reader.commit, self._endpoint, self.layout)
 
     @cached_property
     def shards(self) -> Mapping[str, Header]:

@@ -3,6 +3,7 @@
 A source is read with `pread` at known offsets, never mapped and never written.
 """
 
+import hashlib
 import os
 import re
 import weakref
@@ -39,8 +40,28 @@ def parse_spec(spec: str) -> tuple[str, str | None] | None:
     return match[1], match[2]
 
 
+class SourceSpec(msgspec.Struct, frozen=True):
+    """How another process opens the same source: see `hubtool.checkpoint.open.reopen`.
+
+    Attributes:
+        name: The absolute path of a folder, or `org/name`.
+        commit: The repo's commit, None for a folder.
+        endpoint: The Hub that it is on, None for a folder.
+        layout: `Checkpoint.layout`, by which another source of that name is noticed.
+    """
+
+    name: str
+    commit: str | None
+    endpoint: str | None
+    layout: str
+
+
 class Source(Protocol):
     """A published checkpoint that can be read piece by piece."""
+
+    @property
+    def spec(self) -> SourceSpec:
+        """How another process opens the same source."""
 
     @property
     def name(self) -> str:
@@ -144,6 +165,14 @@ class Checkpoint(ABC):
         return config
 
     @cached_property
+    def layout(self) -> str:
+        """A digest of config.json, and of the names and sizes of all shards and their headers: not of a weight."""
+        digest = hashlib.sha256(self.read_file(CONFIG_FILE))
+        for file, header in sorted(self.shards.items()):
+            digest.update(f"\n{file} {header.nbytes} {header.data_nbytes}".encode())
+        return digest.hexdigest()
+
+    @cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:
         """Every tensor by its published name."""
         return collect_tensors(self.shards, self._weight_map)
@@ -190,6 +219,11 @@ class LocalSource(Checkpoint):
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
+
+    @cached_property
+    def spec(self) -> SourceSpec:
+        """The folder, by its absolute path."""
+        return SourceSpec(str(self.folder.resolve()), None, None, self.layout)
 
     @cached_property
     def shards(self) -> Mapping[str, Header]:

@@ -1,8 +1,8 @@
 """A source and plans -> finished folders: shards, documents, record and card, each made once and found again."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, closing
+from concurrent.futures import Executor, Future
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,22 +10,18 @@ import msgspec
 
 from hubtool.card import check_publishable
 from hubtool.card.documents import write_documents_of
-from hubtool.card.provenance import make_statements
 from hubtool.checkpoint.identity import Identity
 from hubtool.checkpoint.metadata import source_metadata
 from hubtool.checkpoint.source import Source
 from hubtool.convert.config import write_documents
-from hubtool.convert.engine import convert
-from hubtool.convert.folder import begun_error_rows, check_disks, check_folder
+from hubtool.convert.folder import write_shards
 from hubtool.convert.job import Effort, Job
-from hubtool.convert.journal import Journal, Progress
+from hubtool.convert.opened import OpenFolders, open_folders
+from hubtool.convert.origin import check_folder
 from hubtool.convert.record import hashing, make_record
-from hubtool.files.lock import locked
-from hubtool.files.read import file_sha256
 from hubtool.files.whole import STATE_DIR
-from hubtool.plan.plan import Plan
 from hubtool.progress import Watch
-from hubtool.record import CARD_FILE, FileRecord, Record, read_record
+from hubtool.record import FileRecord, Record, read_record
 
 
 @dataclass(frozen=True)
@@ -45,45 +41,50 @@ def convert_sources(source: Source, work: Sequence[Job], effort: Effort, watch: 
     """
     # What the Hub would refuse is noticed before the work, not after it.
     check_publishable(source_metadata(source), source.identity.repo)
-    there = {job.folder: finished(source, job.plan, job.folder) for job in work}
-    missing = [job for job in work if there[job.folder] is None]
-    if missing:
-        there |= _make_missing(source, missing, effort, watch)
+    with open_folders(source, work, effort, watch) as opened:
+        return convert_folders(opened, watch)
+
+
+def convert_folders(opened: OpenFolders, watch: Watch, executor: Executor | None = None) -> list[Converted]:
+    """The folders that are held, all of them finished: see `convert_sources`.
+
+    Args:
+        opened: The folders.
+        watch: Told how it goes.
+        executor: Makes the pieces elsewhere: see `Makers`.
+    """
+    made = _make_missing(opened, watch, executor) if opened.missing else {}
     converted = []
-    for job in work:
-        record = there[job.folder]
-        assert record is not None, job.folder
-        fresh = job in missing
-        if not fresh:
-            watch.say(f"{job.folder} is finished: nothing to convert")
-            record = _identify(job.folder, record, source.identity, watch)
-        converted.append(Converted(job.folder, record, fresh))
+    for job in opened.jobs:
+        folder = job.folder
+        if folder in made:
+            converted.append(Converted(folder, made[folder], fresh=True))
+        else:
+            watch.say(f"{folder} is finished: nothing to convert")
+            record = identified(folder, opened.finished[folder], opened.source.identity, watch)
+            converted.append(Converted(folder, record, fresh=False))
     return converted
 
 
-def _make_missing(source: Source, work: Sequence[Job], effort: Effort, watch: Watch) -> Mapping[Path, Record]:
-    """Convert and finish all work, whose folders are held from the first byte to the record."""
-    jobs = effort.affordable_jobs([job.plan for job in work])
-    if jobs < effort.jobs:
-        watch.say(f"--memory-limit leaves room for {jobs} of {effort.jobs} jobs")
-    check_disks(source, work)
-    with ExitStack() as stack:
-        for job in work:
-            stack.enter_context(locked(job.folder))
-        error_rows = begun_error_rows(work, effort.error_rows)
-        if error_rows != effort.error_rows:
-            watch.say(f"the error is measured as the run did that began here: {_spoken_sample(error_rows)}")
-        files = _convert_missing(source, work, Effort(jobs, None, error_rows), watch)
-        with watch.stage("measure"):
-            return {job.folder: finish_folder(source, job, files, error_rows, watch) for job in work}
+def _make_missing(opened: OpenFolders, watch: Watch, executor: Executor | None) -> Mapping[Path, Record]:
+    """Write the shards of all folders that lack them, and meanwhile hash the source; then finish them."""
+    source, missing = opened.source, opened.missing
+    total = sum(job.plan.nbytes for job in missing)
+    with hashing(source, missing[0].folder / STATE_DIR) as begin, watch.stage("convert", total) as advance:
+        files: Future[tuple[FileRecord, ...]] | None = None
+        with closing(write_shards(opened, watch.say, executor)) as steps:
+            for step in steps:
+                files = files or begin()
+                advance(step.nbytes, step.label, found=step.found)
+        source_files = (files or begin()).result()
+    with watch.stage("measure"):
+        return {
+            job.folder: finish_folder(source, job, source_files, opened.effort.error_rows, watch) for job in missing
+        }
 
 
-def _spoken_sample(error_rows: int) -> str:
-    return {0: "not at all", 1: "on every row"}.get(error_rows, f"on one row in {error_rows}")
-
-
-def _identify(folder: Path, record: Record, identity: Identity, watch: Watch) -> Record:
-    """The record of a finished folder, which says by now also what its source is, where it did not."""
+def identified(folder: Path, record: Record, identity: Identity, watch: Watch) -> Record:
+    """The record of a finished folder, which is held, and says by now also what its source is, where it did not."""
     known = record.source
     repo, commit = known.repo or identity.repo, known.commit or identity.commit
     if (repo, commit) == (known.repo, known.commit):
@@ -96,23 +97,9 @@ def _identify(folder: Path, record: Record, identity: Identity, watch: Watch) ->
         commit_known=known.commit_known or identity.commit_known,
     )
     identified = msgspec.structs.replace(record, source=source)
-    with locked(folder):
-        write_documents_of(folder, identified)
+    write_documents_of(folder, identified)
     watch.say(f"{folder}: record and card say now that the source is {repo}" + (f" at {commit}" if commit else ""))
     return identified
-
-
-def _convert_missing(source: Source, work: Sequence[Job], effort: Effort, watch: Watch) -> tuple[FileRecord, ...]:
-    """Write the shards of all work, and meanwhile hash the source; the source's files."""
-    state = work[0].folder / STATE_DIR
-    total = sum(job.plan.nbytes for job in work)
-    with hashing(source, state) as begin, watch.stage("convert", total) as advance:
-        files: Future[tuple[FileRecord, ...]] | None = None
-        with closing(convert(source, work, effort.jobs, effort.error_rows, watch.say)) as steps:
-            for step in steps:
-                files = files or begin()
-                advance(step.nbytes, step.label, found=step.found)
-        return (files or begin()).result()
 
 
 def finish_folder(
@@ -148,30 +135,3 @@ def _keep_evidence(earlier: Record | None, record: Record) -> Record:
         siblings=earlier.siblings,
         withdrawn=earlier.withdrawn,
     )
-
-
-def finished(source: Source, plan: Plan, folder: Path) -> Record | None:
-    """The record of a folder if it was made by this plan and recipe and every file is there and unchanged, else None.
-
-    Shards are believed by the time of their last change, which the journal knows; a run hashes those that it does not.
-
-    Raises:
-        OutputError: The folder belongs to another plan or source.
-    """
-    check_folder(Job(plan, folder), source)
-    record = read_record(folder) if folder.is_dir() else None
-    if record is None or record.plan.digest != plan.digest:
-        return None
-    if (record.recipe.name, record.recipe.sha256) != (plan.recipe.name, plan.recipe.sha256):
-        return None
-    progress = Journal(folder).load()
-    unchanged = all(_is_unchanged(folder / file.name, file, progress) for file in record.files)
-    derived = (CARD_FILE, *make_statements(record))
-    return record if unchanged and all((folder / name).is_file() for name in derived) else None
-
-
-def _is_unchanged(path: Path, file: FileRecord, progress: Progress) -> bool:
-    if not path.is_file() or path.stat().st_size != file.nbytes:
-        return False
-    sha256 = progress.sha256(path) if path.suffix == ".safetensors" else file_sha256(path)
-    return sha256 == file.sha256

@@ -1,188 +1,279 @@
-"""The state of an output folder: what it was begun with, and whether the same is wanted now."""
+"""The sink that is a folder: pieces are written at their offsets, journaled, hashed and synced, and shards get names.
 
-import hashlib
-import importlib.metadata
+The thread that makes a piece also writes it, so that one thread's I/O overlaps with the other's arithmetic. One more
+thread hashes what is complete from a shard's beginning on, and gives a whole shard its name; one more brings to the
+disk what is written.
+"""
+
 import shutil
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import msgspec
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from hubtool import units
-from hubtool.checkpoint.source import CONFIG_FILE, Source
-from hubtool.convert.device import require_backend
-from hubtool.convert.job import ERROR_ROWS, Job
-from hubtool.convert.journal import Journal
-from hubtool.errors import OutputError
-from hubtool.files.formats import parse_json
-from hubtool.files.whole import STATE_DIR, reading, write_beside
-from hubtool.plan.plan import Plan
-from hubtool.record import RECORD_FILE
-
-BYTE_FORMAT = 1
-"""Changes whenever the same plan would give other bytes than before."""
+from hubtool.convert.engine import MadePiece, Makers
+from hubtool.convert.job import Job
+from hubtool.convert.journal import Journal, Progress
+from hubtool.convert.opened import OpenFolders
+from hubtool.convert.origin import begin_folder
+from hubtool.convert.piece import Made
+from hubtool.convert.shard import PartialShard
+from hubtool.files.read import file_sha256
+from hubtool.files.whole import sync_folder, writing
+from hubtool.plan.plan import Piece, Shard, Step
 
 
-class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What decides the bytes of a folder, and what the first run in it was told.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One step forward: bytes of output that were written, or `found` done, and of what."""
+
+    nbytes: int
+    label: str
+    found: bool = False
+
+
+def write_shards(
+    opened: OpenFolders, say: Callable[[str], None], executor: Executor | None = None
+) -> Generator[Written, None, None]:
+    """Write the shards that the open folders lack, yielding every step forward; the caller's loop is the progress bar.
+
+    A job that was begun goes on where it stopped. Afterwards `Journal(folder).load()` has every shard's SHA-256 and
+    the sums of every piece's error. Peak memory is about `jobs` pieces: see `Plan.peak_nbytes`.
+
+    Args:
+        opened: The folders, and how hard to work.
+        say: Told what of an earlier run's work is damaged, and made again.
+        executor: Makes the pieces elsewhere: see `Makers`.
+
+    Raises:
+        OutputError: A disk is full or fails.
+        SourceError: The source cannot be read, or holds a NaN.
+    """
+    effort = opened.effort
+    if not opened.missing:
+        return
+    with ExitStack() as stack:
+        folders = [stack.enter_context(_begun(job, opened)) for job in opened.missing]
+        for folder in folders:
+            yield from folder.resume(say)
+        with Makers(opened.source, effort.jobs, effort.error_rows, executor) as makers:
+            yield from _Pass(makers, folders).advance()
+        for folder in folders:
+            # Whatever else lies there by now, a file manager's notes say, nothing is left to go on with.
+            shutil.rmtree(folder.journal.partial, ignore_errors=True)
+
+
+@contextmanager
+def _begun(job: Job, opened: OpenFolders) -> Iterator["_Folder"]:
+    """The state of a job's folder, which is held."""
+    begin_folder(job, opened.source, opened.effort.error_rows)
+    journal = Journal(job.folder)
+    with writing(journal.partial):
+        journal.partial.mkdir(exist_ok=True)
+    folder = _Folder(job, journal)
+    try:
+        yield folder
+    finally:
+        folder.close()
+
+
+class _Folder:
+    """A job at work.
 
     Attributes:
-        plan: The plan's digest.
-        source: A digest of the source's identity: see `source_signature`.
-        byte_format: hubtool's own mark of how bytes are made; it changes when they would.
-        backend: MLX's backend: quantizing on a GPU rounds about one weight in a hundred differently than on a CPU.
-        mlx: MLX's version: another may round differently.
-        error_rows: Every how many-th row's error is measured, in every run: 1 for all, 0 for none.
-        commit: The source's commit then, if it was known; the same bytes may since stand under another.
+        job: Its plan and folder.
+        journal: Its state.
+        todo: Numbers of the pieces that are left.
+        shards: The shards that are not complete, by index.
     """
 
-    plan: str
-    source: str
-    byte_format: int
-    backend: str
-    mlx: str
-    error_rows: int
-    commit: str | None
+    def __init__(self, job: Job, journal: Journal) -> None:
+        self.job = job
+        self.journal = journal
+        self.todo: set[int] = set()
+        self.shards: dict[int, PartialShard] = {}
 
+    def resume(self, say: Callable[[str], None]) -> Iterator[Written]:
+        """Find out what is done, and believe of an unfinished shard only what its bytes say too; `say` what is not."""
+        plan, progress = self.job.plan, self.journal.load()
+        for index, shard in enumerate(plan.shards):
+            if self._is_finished(shard, progress, say):
+                yield Written(shard.data_nbytes, shard.file, found=True)
+            else:
+                self.shards[index] = PartialShard(self.journal.partial / shard.file, shard.header, shard.nbytes)
+        damaged: Counter[str] = Counter()
+        for number, piece in enumerate(plan.pieces()):
+            step = plan.steps[piece.step]
+            checksums = progress.pieces.get(number, ())
+            known = len(checksums) == len(step.outputs)
+            if known and self._holds(step, piece, checksums):
+                yield Written(self._note(step, piece), step.parameter.path, found=True)
+            elif any(output.shard in self.shards for output in step.outputs):
+                self.todo.add(number)
+                unfinished = [self.shards[output.shard] for output in step.outputs if output.shard in self.shards]
+                damaged.update({shard.path.name for shard in unfinished if known and shard.begun})
+        for file, pieces in damaged.items():
+            say(f"{self.job.folder}: {units.format_count(pieces)} pieces of {file} are damaged, and are made again")
 
-def source_signature(source: Source) -> str:
-    """A digest of the source's config.json, headers and stamps, to notice that it is another one.
-
-    Its commit is not in it: the same shards may stand under several.
-    """
-    digest = hashlib.sha256(f"{source.sha256(CONFIG_FILE)}\n".encode())
-    for file, header in source.shards.items():
-        digest.update(f"{file} {header.nbytes} {header.data_nbytes} {source.stamp(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def check_folder(job: Job, source: Source) -> None:
-    """Raise OutputError if the folder is not empty and was not begun with the same plan and source."""
-    folder = job.folder
-    if not holds_anything(folder):
-        return
-    begun = read_origin(folder)
-    if begun is None:
-        raise OutputError(
-            "the output folder is not empty, and hubtool has not begun it",
-            where=folder,
-            remedy="give another --out, or empty it",
-        )
-    changes = describe_change(begun, make_origin(job.plan, source))
-    if changes.keys() <= {"backend", "mlx"} and (folder / RECORD_FILE).is_file():
-        return  # nothing is left to be made
-    if changes:
-        moved = "source" in changes and source.identity.repo and begun.commit not in (None, source.identity.commit)
-        go_on = f"go on with {source.identity.repo}@{begun.commit}, " if moved else ""
-        raise OutputError(
-            "the output folder was begun with something else",
-            where=folder,
-            found=" and ".join(changes.values()),
-            remedy=f"{go_on}give another --out, or remove the folder",
-        )
-
-
-def make_origin(plan: Plan, source: Source, error_rows: int = ERROR_ROWS) -> Origin:
-    """What decides the bytes that a plan over a source comes to on this machine."""
-    backend, mlx = require_backend(), importlib.metadata.version("mlx")
-    return Origin(plan.digest, source_signature(source), BYTE_FORMAT, backend, mlx, error_rows, source.identity.commit)
-
-
-def begun_error_rows(work: Sequence[Job], error_rows: int) -> int:
-    """Every how many-th row's error is measured: as the first run in these folders did, else `error_rows`.
-
-    Measuring can be given up at any time: 0 stays 0.
-
-    Raises:
-        OutputError: They were begun differently, and a pass has one sample for all.
-    """
-    if not error_rows:
-        return 0
-    origins = [read_origin(job.folder) for job in work]
-    begun = {origin.error_rows for origin in origins if origin is not None}
-    if len(begun) > 1:
-        raise OutputError(
-            "folders that were begun with different --measure-error",
-            where=", ".join(str(job.folder) for job in work),
-            remedy="convert them one at a time",
-        )
-    return begun.pop() if begun else error_rows
-
-
-def begin_folder(job: Job, source: Source, error_rows: int) -> None:
-    """Write down what a job's folder, which is held, is made from, and every how many-th row's error is measured."""
-    begun = read_origin(job.folder)
-    if begun is None:
-        write_origin(job.folder, make_origin(job.plan, source, error_rows))
-    elif begun.error_rows != error_rows:
-        write_origin(job.folder, msgspec.structs.replace(begun, error_rows=error_rows))
-
-
-def check_disks(source: Source, work: Sequence[Job]) -> None:
-    """Raise OutputError if a disk has too little room for what is left to write on it.
-
-    What is fetched of the source is counted where the first job lies.
-    """
-    needed: dict[int, int] = {}
-    for number, job in enumerate(work):
-        folder = job.folder
-        shards = [*folder.glob("*.safetensors"), *Journal(folder).partial.glob("*.safetensors")]
-        there = sum(path.stat().st_blocks * 512 for path in shards) - (0 if number else source.disk_nbytes)
-        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        device = place.stat().st_dev
-        needed[device] = needed.get(device, 0) + job.plan.disk_nbytes - there
-        free = shutil.disk_usage(place).free
-        if needed[device] > free:
-            raise OutputError(
-                "the disk is too full",
-                where=folder,
-                found=f"{units.format_nbytes(free)} free",
-                expected=units.format_nbytes(needed[device]),
-                remedy="free some space, or give an --out on another disk",
-            )
-
-
-def holds_anything(folder: Path) -> bool:
-    """Whether a folder holds more than a run leaves that was killed before it made anything: its lock, and downloads.
-
-    Raises:
-        OutputError: The folder cannot be read.
-    """
-    state = folder / STATE_DIR
-    with reading(folder):
-        if not folder.exists():
+    def _is_finished(self, shard: Shard, progress: Progress, say: Callable[[str], None]) -> bool:
+        """Whether a shard has its name and its bytes; one that was touched is hashed again, a wrong one is removed."""
+        final = self.job.folder / shard.file
+        if progress.sha256(final) is not None:
+            return True
+        sha256, _ = progress.shards.get(shard.file, (None, 0))
+        if not final.is_file():
+            if sha256 is not None and not (self.journal.partial / shard.file).is_file():
+                say(f"{final} is gone, and is made again")
             return False
-        made = any((state / name).exists() for name in ("plan.json", "journal", "partial"))
-        return made or any(path != state for path in folder.iterdir())
+        if sha256 is not None and final.stat().st_size == shard.nbytes and file_sha256(final) == sha256:
+            self.journal.shard_done(final, sha256)
+            return True
+        found = "not what was written" if sha256 is not None else "unknown to the journal"
+        say(f"{final} is {found}, and is made again")
+        with writing(final):
+            final.unlink()
+        return False
+
+    def _holds(self, step: Step, piece: Piece, checksums: Sequence[int]) -> bool:
+        """Whether the partial shards have what was written down for a piece."""
+        for output, checksum in zip(step.outputs, checksums, strict=True):
+            shard = self.shards.get(output.shard)
+            if shard and not (shard.begun and shard.checksum(*step.output_range(output, piece)) == checksum):
+                return False
+        return True
+
+    def _note(self, step: Step, piece: Piece) -> int:
+        """Take down that a piece's bytes are in the partial shards; how many those are."""
+        done = 0
+        for output in step.outputs:
+            if output.shard in self.shards:
+                offset, nbytes = step.output_range(output, piece)
+                self.shards[output.shard].note(offset, nbytes)
+                done += nbytes
+        return done
+
+    def write(self, number: int, piece: Piece, made: Made, unverified: frozenset[str]) -> Written:
+        """Write what a piece came to, and write that down, and what of the source is `unverified` before that."""
+        step = self.job.plan.steps[piece.step]
+        for output, view in zip(step.outputs, made.views, strict=True):
+            offset, nbytes = step.output_range(output, piece)
+            assert len(view) == nbytes, (step.parameter.path, len(view), nbytes)
+            if output.shard in self.shards:
+                self.shards[output.shard].write(offset, view)
+        self.journal.unverified(unverified)
+        self.journal.piece_done(number, made.checksums, made.error)
+        return Written(self._note(step, piece), step.parameter.path)
+
+    def hash_to(self, index: int, end: int) -> bool:
+        """Hash a shard on; if it is complete, sync it, write that down and give it its name. Whether it was."""
+        shard = self.shards[index]
+        sha256 = shard.hash_to(end)
+        if sha256 is None:
+            return False
+        shard.sync()
+        shard.close()
+        self.journal.shard_done(shard.path, sha256)
+        with writing(self.job.folder / shard.path.name):
+            shard.path.rename(self.job.folder / shard.path.name)
+            sync_folder(self.job.folder)
+        return True
+
+    def stop(self) -> None:
+        """Let the threads that work on the folder end soon."""
+        for shard in self.shards.values():
+            shard.stop()
+
+    def close(self) -> None:
+        """Close whatever is open."""
+        for shard in self.shards.values():
+            shard.close()
+        self.journal.close()
 
 
-def read_origin(folder: Path) -> Origin | None:
-    """What the folder was begun with, or None if no conversion was begun in it."""
-    path = folder / STATE_DIR / "plan.json"
-    if not path.is_file():
-        return None
-    try:
-        return msgspec.convert(parse_json(path.read_bytes(), str(path)), Origin)
-    except msgspec.ValidationError as error:
-        raise OutputError(
-            "state of another hubtool", where=path, found=str(error), remedy="remove the folder and convert again"
-        ) from error
+class _Pass:
+    """One pass over the source for all folders."""
 
+    def __init__(self, makers: Makers, folders: Sequence[_Folder]) -> None:
+        self._makers = makers
+        self._folders = folders
+        self._plan = folders[0].job.plan
+        self._hashing: dict[Future[bool], tuple[int, int]] = {}
+        self._syncing: set[Future[None]] = set()
 
-def write_origin(folder: Path, origin: Origin) -> None:
-    """Write down what the folder is made from."""
-    write_beside(folder / STATE_DIR / "plan.json", msgspec.json.encode(origin))
+    def advance(self) -> Iterator[Written]:
+        """Make every piece that is left."""
+        self._makers.expect(self._wanted())
+        making: set[Future[Sequence[Written]]] = set()
+        with ThreadPoolExecutor(1, "hubtool-hash") as hasher, ThreadPoolExecutor(1, "hubtool-sync") as syncer:
+            try:
+                self._hash_on(hasher, syncer)
+                for number, piece in enumerate(self._plan.pieces()):
+                    lacking = [folder for folder in self._folders if number in folder.todo]
+                    if lacking:
+                        making.add(self._make(number, piece, lacking))
+                    while len(making) >= self._makers.window:
+                        yield from self._collect(making, hasher, syncer)
+                while making or self._hashing or self._syncing:
+                    if not making:
+                        yield Written(0, "hashing what was written")
+                    yield from self._collect(making, hasher, syncer)
+            except BaseException:
+                # Or a thread that hashes gigabytes would hold up the shutdown.
+                for folder in self._folders:
+                    folder.stop()
+                raise
+            finally:
+                for pool in (hasher, syncer):
+                    pool.shutdown(wait=False, cancel_futures=True)
 
+    def _make(self, number: int, piece: Piece, lacking: Sequence[_Folder]) -> Future[Sequence[Written]]:
+        """Make one piece, and write it into each folder that lacks it."""
 
-def describe_change(begun: Origin, now: Origin) -> Mapping[str, str]:
-    """What has changed since a folder was begun, in words, by field; empty if nothing has."""
-    words = {
-        "plan": "the recipe or the source's layout has changed",
-        "source": "the source's files have changed",
-        "byte_format": "hubtool makes other bytes now",
-        "backend": "MLX's backend was another, which rounds differently",
-        "mlx": f"MLX was {begun.mlx} and is {now.mlx}, which may round differently",
-    }
-    if begun.commit and now.commit and begun.commit != now.commit:
-        words["source"] += f" between commit {begun.commit} and {now.commit}"
-    return {name: text for name, text in words.items() if getattr(begun, name) != getattr(now, name)}
+        def deliver(made: MadePiece) -> Sequence[Written]:
+            written = zip(lacking, made.steps, strict=True)
+            return [folder.write(number, piece, each, made.unverified) for folder, each in written]
+
+        return self._makers.submit(piece, [folder.job.plan.steps[piece.step] for folder in lacking], deliver)
+
+    def _collect(
+        self, making: set[Future[Sequence[Written]]], hasher: ThreadPoolExecutor, syncer: ThreadPoolExecutor
+    ) -> Iterator[Written]:
+        """Wait until something is done; yield what was written, and go on with what that completed."""
+        running: set[Future[Any]] = {*making, *self._hashing, *self._syncing}
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in [future for future in self._hashing if future in done]:
+            folder, shard = self._hashing.pop(future)
+            if future.result():
+                del self._folders[folder].shards[shard]
+                self._makers.finish((folder, shard))
+        for synced in [future for future in self._syncing if future in done]:
+            self._syncing.discard(synced)
+            synced.result()
+        for made in [future for future in making if future in done]:
+            making.discard(made)
+            yield from made.result()
+        self._hash_on(hasher, syncer)
+
+    def _hash_on(self, hasher: ThreadPoolExecutor, syncer: ThreadPoolExecutor) -> None:
+        """Have the shards hashed and synced further of which enough is complete."""
+        for number, folder in enumerate(self._folders):
+            for index, shard in folder.shards.items():
+                if end := shard.take_due():
+                    self._hashing[hasher.submit(folder.hash_to, index, end)] = (number, index)
+                    self._syncing.add(syncer.submit(shard.sync))
+
+    def _wanted(self) -> Iterator[tuple[Piece, Step, Iterable[tuple[int, int]]]]:
+        """The pieces that are left, and which unfinished shards of which folders wait for each."""
+        for number, piece in enumerate(self._plan.pieces()):
+            shards = {
+                (index, output.shard)
+                for index, folder in enumerate(self._folders)
+                if number in folder.todo
+                for output in folder.job.plan.steps[piece.step].outputs
+                if output.shard in folder.shards
+            }
+            if shards:
+                yield piece, self._plan.steps[piece.step], shards

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,8 +46,6 @@ def held(path: Path, where: Path, *, wait: bool = False) -> Iterator[None]:
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the folder for this process; the folder and its state are made if they are not there.
 
-    The thread that holds it may hold it once more.
-
     Args:
         folder: The folder.
         wait: Until another process that holds it lets go.
@@ -58,17 +55,5 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """
     with writing(folder):
         (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
-    key = folder.resolve(), threading.get_ident()
-    if key in _HELD:
-        yield
-        return
     with held(folder / STATE_DIR / "lock", folder, wait=wait):
-        _HELD.add(key)
-        try:
-            yield
-        finally:
-            _HELD.discard(key)
-
-
-_HELD: set[tuple[Path, int]] = set()
-"""Folders that are held, each with the thread that holds it."""
+        yield

@@ -13,8 +13,9 @@ from hubtool.card.documents import Wording, address
 from hubtool.checkpoint.metadata import source_metadata
 from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import Source
-from hubtool.convert.convert import Converted, convert_sources, finished
+from hubtool.convert.convert import Converted, convert_sources
 from hubtool.convert.job import Effort, Job
+from hubtool.convert.opened import finished
 from hubtool.errors import VerificationError
 from hubtool.hub.destination import Destination
 from hubtool.hub.finish import commit_documents as hub_commit_documents

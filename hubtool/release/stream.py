@@ -1,8 +1,6 @@
 """`publish --stream`: each shard is sent while it is made, so that none ever lies on this disk.
 
-The header of a shard is known in advance, and pieces come in file order. Only scales and biases lie behind the weight
-whose rows they are made with: those of one module wait in a temporary file. Where xet is off, one shard at a time is
-spooled instead, because LFS wants its hash before its bytes.
+Where xet is off, one shard at a time is spooled instead, because LFS wants its hash before its bytes.
 
     .hubtool/stream/SHARD.json    a shard that was made: its SHA-256, and the errors of its pieces
     .hubtool/stream/SHARD         its bytes, where it has to be spooled, until it was sent
@@ -13,19 +11,14 @@ shard where xet is off; memory is that of a conversion and what hf_xet buffers.
 """
 
 import hashlib
-import tempfile
-import threading
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO
 
 import msgspec
-import numpy as np
 from huggingface_hub import HfApi
 
 from hubtool.card.documents import address, write_documents_of
@@ -35,14 +28,15 @@ from hubtool.checkpoint.source import Source
 from hubtool.checkpoint.tensors import Header, parse_header
 from hubtool.convert.config import write_documents
 from hubtool.convert.convert import Converted
-from hubtool.convert.device import require_backend
-from hubtool.convert.folder import begin_folder, begun_error_rows, check_folder
+from hubtool.convert.engine import Makers
 from hubtool.convert.job import Effort, Job
 from hubtool.convert.journal import Progress
-from hubtool.convert.piece import ErrorSums, PieceMaker
+from hubtool.convert.opened import open_folders
+from hubtool.convert.origin import begin_folder
+from hubtool.convert.piece import ErrorSums
 from hubtool.convert.record import Findings, hashing, record_findings
+from hubtool.convert.stream import ShardStream
 from hubtool.errors import HubError, VerificationError
-from hubtool.files.lock import locked
 from hubtool.files.read import file_sha256
 from hubtool.files.whole import STATE_DIR, write_beside, writing
 from hubtool.guard.machine import this_machine, versions
@@ -54,15 +48,13 @@ from hubtool.hub.state import Blob, State
 from hubtool.hub.upload import Upload, published_names, release_title
 from hubtool.hub.verify import verify
 from hubtool.hub.xet import is_xet_available
-from hubtool.plan.plan import Piece, Plan, Shard
+from hubtool.plan.plan import Shard
 from hubtool.progress import Advance, HighWater, Watch, uncounted
 from hubtool.record import CARD_FILE, Evidence, FileRecord, Record, read_record
 from hubtool.release.prose import adopt_prose, keep_base
 from hubtool.release.publish import PATIENCE, Release, require_private_folder, require_verified
-from hubtool.units import MIB
 
 STREAM_DIR = "stream"
-COPY_NBYTES = 4 * MIB
 
 UNREAD = (
     "the shards were sent while they were made and never lay on a disk; their hashes and headers are compared with "
@@ -117,11 +109,9 @@ class Streaming:
         Raises:
             HubtoolError: Any stage failed; what was sent stays sent, and the same call goes on.
         """
-        require_backend()
         folder = self.job.folder
-        check_folder(self.job, self.source)
-        with locked(folder):
-            self.effort = replace(self.effort, error_rows=begun_error_rows([self.job], self.effort.error_rows))
+        with open_folders(self.source, [self.job], self.effort, self.watch, streamed=True) as opened:
+            self.effort = opened.effort
             begin_folder(self.job, self.source, self.effort.error_rows)
             self._state_dir.mkdir(exist_ok=True)
             place = self._prepare()
@@ -166,26 +156,22 @@ class Streaming:
             return sent
         total = sum(plan.shards[index].nbytes for index in left)
         with (
-            ShardMaker(self.source, plan, self.effort, self._state_dir) as maker,
+            Makers(self.source, self.effort.jobs, self.effort.error_rows) as makers,
             self.watch.stage("stream", total) as advance,
         ):
-            self.source.prepare(maker.files_of(left))
-            try:
-                for index in left:
-                    sent[plan.shards[index].file] = self._send_shard(maker, index, blobs, advance)
-                    maker.release(index)
-            except BaseException:
-                self.source.stop()  # or a thread that waits for it would hold up the shutdown
-                raise
+            stream = ShardStream(makers, plan, left, self._state_dir)
+            for index in left:
+                sent[plan.shards[index].file] = self._send_shard(stream, index, blobs, advance)
+                stream.release(index)
         return sent
 
-    def _send_shard(self, maker: "ShardMaker", index: int, blobs: Blobs, advance: Advance) -> Blob:
+    def _send_shard(self, stream: ShardStream, index: int, blobs: Blobs, advance: Advance) -> Blob:
         shard = self.job.plan.shards[index]
         spool = self._state_dir / shard.file
         mark = HighWater(lambda nbytes: advance(nbytes, shard.file))
 
         def chunks() -> Iterator[bytes]:
-            return _marked(self._noted(shard, maker.chunks(index)), mark)
+            return _marked(self._noted(shard, stream.chunks(index)), mark)
 
         if is_xet_available():
             blob = blobs.send_stream(shard.file, chunks)
@@ -277,103 +263,6 @@ class Streaming:
 def planned_header(shard: Shard) -> Header:
     """The header that a shard of the plan has."""
     return parse_header(shard.header[8:], shard.file, shard.nbytes)
-
-
-class ShardMaker:
-    """Makes the bytes of shards in file order, with the threads of one `with`.
-
-    Args:
-        source: The checkpoint.
-        plan: The plan.
-        effort: How the conversion works.
-        spool: A folder for one module's scales and biases.
-    """
-
-    def __init__(self, source: Source, plan: Plan, effort: Effort, spool: Path) -> None:
-        self._source = source
-        self._plan = plan
-        self._jobs = effort.affordable_jobs([plan])
-        self._error_rows = effort.error_rows
-        self._spool = spool
-        self._local = threading.local()
-        self._pieces: dict[int, list[tuple[int, Piece]]] = {}
-        for number, piece in enumerate(plan.pieces()):
-            self._pieces.setdefault(piece.step, []).append((number, piece))
-        self._steps = [
-            [number for number, step in enumerate(plan.steps) if any(out.shard == index for out in step.outputs)]
-            for index in range(len(plan.shards))
-        ]
-        self._needs: Counter[str] = Counter()
-        self._makers = ThreadPoolExecutor(self._jobs, "hubtool-make")
-
-    def __enter__(self) -> "ShardMaker":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._makers.shutdown(cancel_futures=True)
-
-    def files_of(self, shards: Sequence[int]) -> list[str]:
-        """The files of the source that these shards are made of, in the order of need; they are held until released."""
-        self._needs = Counter(file for index in shards for file in self._files(index))
-        return list(self._needs)
-
-    def release(self, index: int) -> None:
-        """A shard was sent: let go of the files that none of the others needs."""
-        for file in self._files(index):
-            self._needs[file] -= 1
-            if not self._needs[file]:
-                self._source.release(file)
-
-    def _files(self, index: int) -> list[str]:
-        parts = [part for step in self._steps[index] for part in self._plan.steps[step].parameter.parts]
-        names = [name for part in parts for name in (part.weight, part.scale) if name is not None]
-        return list(dict.fromkeys(self._source.tensors[name].file for name in names))
-
-    def chunks(self, index: int) -> Iterator[tuple[bytes, Mapping[int, ErrorSums]]]:
-        """The bytes of a shard in file order, each with the errors of pieces that were measured with it."""
-        shard = self._plan.shards[index]
-        yield shard.header, {}
-        for step in self._steps[index]:
-            yield from self._step_chunks(index, step)
-
-    def _step_chunks(self, index: int, number: int) -> Iterator[tuple[bytes, Mapping[int, ErrorSums]]]:
-        """The outputs of a step that lie in a shard: the first straight on, the others spooled until it is whole."""
-        step = self._plan.steps[number]
-        first, *others = [at for at, output in enumerate(step.outputs) if output.shard == index]
-        spools: dict[int, IO[bytes]] = {}
-        try:
-            for at in others:
-                spools[at] = tempfile.TemporaryFile(dir=self._spool)
-            for piece, arrays, error in self._made(number, [first, *others]):
-                for at, spool in spools.items():
-                    with writing(self._spool):
-                        spool.write(arrays[at])
-                yield arrays[first], {} if error is None else {piece: error}
-            for spool in spools.values():
-                spool.seek(0)
-                while chunk := spool.read(COPY_NBYTES):
-                    yield chunk, {}
-        finally:
-            for spool in spools.values():
-                spool.close()
-
-    def _made(self, number: int, wanted: Sequence[int]) -> Iterator[tuple[int, Mapping[int, bytes], ErrorSums | None]]:
-        """Number, wanted outputs and error of the pieces of a step, in order; two a job are begun at any time."""
-        waiting: deque[tuple[int, Future[tuple[Mapping[int, bytes], ErrorSums | None]]]] = deque()
-        for piece_number, piece in self._pieces[number]:
-            waiting.append((piece_number, self._makers.submit(self._make, piece, wanted)))
-            if len(waiting) >= 2 * self._jobs:
-                done, future = waiting.popleft()
-                yield done, *future.result()
-        for done, future in waiting:
-            yield done, *future.result()
-
-    def _make(self, piece: Piece, wanted: Sequence[int]) -> tuple[Mapping[int, bytes], ErrorSums | None]:
-        if not hasattr(self._local, "maker"):
-            self._local.maker = PieceMaker(self._source, self._error_rows)
-        (made,) = self._local.maker.make(piece, [self._plan.steps[piece.step]])
-        # The maker's buffers are used again for the next piece.
-        return {at: np.ascontiguousarray(made.arrays[at]).tobytes() for at in wanted}, made.error
 
 
 def _marked(chunks: Iterator[bytes], mark: HighWater) -> Iterator[bytes]:

@@ -13,7 +13,6 @@ from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.remote import HEAD_NBYTES, HubSource
 from hubtool.checkpoint.source import INDEX_FILE, LocalSource, parse_spec
 from hubtool.checkpoint.tensors import TensorSpec, encode_header
-from hubtool.convert.engine import convert
 from hubtool.convert.job import Job
 from hubtool.convert.journal import Journal
 from hubtool.errors import HubError, SourceError, UsageError
@@ -23,6 +22,7 @@ from hubtool.rehearsal import RehearsalHub
 from hubtool.rehearsal.faults import Answer, Fault, Faults
 from tests.checkpoint.repo import FINISHED, REPO, read_shard, shard_sizes
 from tests.checkpoints import file_bytes
+from tests.convert.passes import convert
 from tests.fixtures import CommandLine, Conversions, convert_source
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.

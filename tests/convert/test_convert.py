@@ -13,13 +13,13 @@ import pytest
 from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import LocalSource
 from hubtool.convert.convert import convert_sources
-from hubtool.convert.engine import convert
 from hubtool.convert.job import Effort, Job
 from hubtool.errors import OutputError
 from hubtool.plan.plan import Plan, plan_source
 from hubtool.progress import Advance, uncounted
 from hubtool.record import read_record
 from tests.checkpoints import copied, edit_json, file_bytes
+from tests.convert.passes import convert
 from tests.fixtures import QUIET, CommandLine, Samples
 
 RECIPE = "mixed_3_6"

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from hubtool.checkpoint.open import open_source
-from hubtool.convert.engine import convert
-from hubtool.convert.folder import check_folder
 from hubtool.convert.job import Job
 from hubtool.convert.journal import Journal
+from hubtool.convert.origin import check_folder
 from hubtool.errors import OutputError, SourceError
 from hubtool.files.lock import locked
 from hubtool.files.read import HASH_BLOCK_NBYTES
 from hubtool.plan.plan import Piece, Plan, make_plan, plan_source
+from tests.convert.passes import convert
 from tests.faults import Disk, PowerCut
 from tests.fixtures import Samples
 

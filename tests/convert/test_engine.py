@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from hubtool.checkpoint.source import LocalSource
-from hubtool.convert.engine import convert
 from hubtool.convert.job import Job
 from hubtool.plan import plan as plan_module
 from hubtool.plan.plan import Plan, make_plan, plan_source
 from hubtool.plan.recipe import load_recipe
 from hubtool.units import MB
 from tests.checkpoints import copied, file_bytes
+from tests.convert.passes import convert
 from tests.fixtures import CommandLine, Conversions, Samples
 
 RECIPE = "mixed_3_6"
@@ -274,9 +274,9 @@ HOLDER = """
 import sys
 from pathlib import Path
 from hubtool.checkpoint.open import open_source
-from hubtool.convert.engine import convert
 from hubtool.convert.job import Job
 from hubtool.plan.plan import plan_source
+from tests.convert.passes import convert
 
 source = open_source(sys.argv[1])
 (plan,) = plan_source(source, ["mixed_3_6"])
