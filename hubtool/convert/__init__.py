@@ -1,8 +1,11 @@
 """Carries out plans: the only place that decodes and quantizes.
 
     Source, Job       -> convert.convert_sources -> finished folders, made or found
-    plan, folder      -> folder                  -> whether the folder was begun with the same, and is not another's
-    pieces            -> engine                  -> made by threads, written at their offsets, journaled
+    folders           -> opened.open_folders     -> checked, locked, and what is left to do in each decided
+    plan, folder      -> origin                  -> whether the folder was begun with the same, and is not another's
+    task              -> engine.make             -> one piece, on a thread, in a process, or on another machine
+    pieces            -> folder                  -> written at their offsets, journaled, hashed and synced
+    pieces            -> stream                  -> the bytes of shards in file order
     one piece         -> piece, decode, quantize -> arrays of the output
     arrays            -> shard, journal          -> bytes in place, hashed, synced; what is done survives a kill
     plan, measurement -> record                  -> the record

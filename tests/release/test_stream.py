@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from hubtool.hub.destination import Destination
 from hubtool.hub.patience import Patience, PatientHub, TransferError
 from hubtool.hub.state import Blob, State
 from hubtool.plan.plan import Plan, make_plan, plan_source
-from hubtool.progress import Advance
+from hubtool.progress import Advance, Unwatched
 from hubtool.record import read_record
 from hubtool.rehearsal.faults import UNAVAILABLE, Answer, Fault
 from hubtool.rehearsal.repos import File
@@ -209,7 +210,31 @@ def long_source(sample: Samples, tmp_path: Path) -> Iterator[tuple[Source, Plan]
 
 
 def hashed(folder: Path) -> set[str]:
-    return set(json.loads((folder / ".hubtool" / "source.json").read_bytes()))
+    """The files of the source that were hashed by now."""
+    found = folder / ".hubtool" / "source.json"
+    return set(json.loads(found.read_bytes())) if found.is_file() else set()
+
+
+class WhileHashing(Unwatched):
+    """A watch that holds up the pieces of a folder until the source is being hashed, then perhaps interrupts."""
+
+    def __init__(self, folder: Path, *, interrupt: bool) -> None:
+        self.folder = folder
+        self.interrupt = interrupt
+
+    @contextmanager
+    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advance]:
+        """A stage whose steps wait for what is hashed before the long file."""
+
+        def advance(nbytes: int, label: str = "", *, found: bool = False) -> None:
+            while "config.json" not in hashed(self.folder):
+                time.sleep(0.01)
+            if self.interrupt:
+                raise KeyboardInterrupt
+
+        if name == "stream":
+            advance(0)
+        yield advance
 
 
 @pytest.mark.parametrize("path", ["xet"])
@@ -220,32 +245,16 @@ def test_refusal_does_not_wait_until_the_source_is_hashed(
     publisher.rehearsal.faults.add(Fault("xet-token", answer=Answer(400, "Cut")))
     job = Job(plan, tmp_path / "streamed")
     with pytest.raises(HubError, match="Cut"):
-        Streaming(publisher.api, source, job, Destination(REPO), QUIET).publish()
+        Streaming(publisher.api, source, job, Destination(REPO), WhileHashing(job.folder, interrupt=False)).publish()
     assert "config.json" in hashed(job.folder) and LONG_FILE not in hashed(job.folder)
-
-
-class Interrupting:
-    """A person who presses Ctrl-C when the first bytes are written."""
-
-    def say(self, text: str) -> None:
-        """Not listened to."""
-
-    @contextmanager
-    def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advance]:
-        """A stage that is interrupted."""
-
-        def advance(nbytes: int, label: str = "", *, found: bool = False) -> None:
-            raise KeyboardInterrupt
-
-        yield advance
 
 
 def test_interrupt_does_not_wait_until_the_source_is_hashed(long_source: tuple[Source, Plan], tmp_path: Path) -> None:
     source, plan = long_source
     job = Job(plan, tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        convert_sources(source, [job], Effort(), Interrupting())
-    assert LONG_FILE not in hashed(job.folder)
+        convert_sources(source, [job], Effort(), WhileHashing(job.folder, interrupt=True))
+    assert "config.json" in hashed(job.folder) and LONG_FILE not in hashed(job.folder)
 
 
 @pytest.mark.parametrize("path", ["xet"])
