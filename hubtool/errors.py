@@ -15,6 +15,7 @@
 Only the command line turns these into exit codes; every other exception is a bug and keeps its traceback.
 """
 
+import re
 from typing import ClassVar
 
 
@@ -41,9 +42,9 @@ class HubtoolError(Exception):
         remedy: str | None = None,
     ) -> None:
         self.what = what
-        self.where = None if where is None else str(where)
-        self.found = None if found is None else str(found)
-        self.expected = None if expected is None else str(expected)
+        self.where = None if where is None else _shown(where)
+        self.found = None if found is None else _shown(found)
+        self.expected = None if expected is None else _shown(expected)
         self.remedy = remedy
         super().__init__(str(self))
 
@@ -56,6 +57,19 @@ class HubtoolError(Exception):
         if self.remedy:
             text += f"; {self.remedy}"
         return text
+
+
+_UNSHOWABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What would steer a terminal, turn the direction of what follows, or cannot be written at all."""
+
+SHOWN_LENGTH = 2000
+"""Characters of a fact that a message repeats."""
+
+
+def _shown(fact: object) -> str:
+    """A fact as it may stand in a message: it may come from a file that nobody has looked at."""
+    text = _UNSHOWABLE.sub(lambda match: ascii(match[0])[1:-1], str(fact))
+    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."
 
 
 class UsageError(HubtoolError):

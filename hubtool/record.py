@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from hubtool.errors import RecordError
+from hubtool.files.formats import Failure, convert, parse_json
+from hubtool.files.read import is_inner_path
 
 RECORD_FILE = "hubtool.json"
 SCHEMA = 1
@@ -313,19 +315,25 @@ def decode_record(raw: bytes) -> Record:
     Raises:
         RecordError: Not JSON, another schema version, an unknown field, or a value of the wrong type.
     """
-    try:
-        schema = msgspec.json.decode(raw, type=_SchemaOnly).schema
-        if schema != SCHEMA:
-            raise RecordError(
-                "written by another hubtool",
-                where=RECORD_FILE,
-                found=f"schema {schema}",
-                expected=f"schema {SCHEMA}",
-                remedy="update hubtool" if schema > SCHEMA else "convert again",
-            )
-        return msgspec.json.decode(raw, type=Record)
-    except msgspec.DecodeError as error:
-        raise RecordError("cannot be read", where=RECORD_FILE, found=str(error), remedy="restore the file") from error
+    value = parse_json(raw, RECORD_FILE, error=RecordError, remedy=_RESTORE)
+    failure = Failure("a record", RECORD_FILE, RecordError, _RESTORE, "cannot be read")
+    schema = convert(value, _SchemaOnly, failure).schema
+    if schema != SCHEMA:
+        raise RecordError(
+            "written by another hubtool",
+            where=RECORD_FILE,
+            found=f"schema {schema}",
+            expected=f"schema {SCHEMA}",
+            remedy="update hubtool" if schema > SCHEMA else "convert again",
+        )
+    record = convert(value, Record, failure)
+    for file in record.files:
+        if not is_inner_path(file.name):
+            failure.refuse(file.name, "names a file outside its folder", "a plain file name")
+    return record
+
+
+_RESTORE = "restore the file"
 
 
 class _SchemaOnly(msgspec.Struct):

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
-
 from hubtool.card.html_faults import find_fault
 from hubtool.card.old_wording import older_lines
 from hubtool.card.prose import is_marker, read_prose, without_prose
 from hubtool.card.render import render_card
 from hubtool.card.unrecorded import Unrecorded
+from hubtool.errors import SourceError
 from hubtool.hub.rules import read_metadata, split_card
 from hubtool.record import Record
 
@@ -235,7 +234,7 @@ def _false(fact: _Fact, truth: _Truth) -> Finding:
 def _compare_metadata(found: str, expected: str) -> Iterator[Finding]:
     try:
         said = read_metadata(found)
-    except yaml.YAMLError:
+    except SourceError:
         yield Finding(1, "metadata that is not YAML", "")
         return
     true = read_metadata(expected)

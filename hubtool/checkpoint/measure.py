@@ -13,8 +13,8 @@ from hubtool import units
 from hubtool.checkpoint.source import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, parse_index
 from hubtool.checkpoint.tensors import Header, TensorSpec, read_header
 from hubtool.errors import SourceError
-from hubtool.files.formats import parse_json
-from hubtool.files.read import file_sha256
+from hubtool.files.formats import Failure, convert, parse_json
+from hubtool.files.read import AGAIN, file_sha256
 from hubtool.record import RECORD_FILE, FileRecord, MeasuredRecord, Record, is_derived
 
 
@@ -126,9 +126,9 @@ def read_packings(raw: bytes, problems: list[str]) -> Packings:
 
 def _read_packing(entry: Mapping[str, Any], where: str, problems: list[str]) -> Packing | None:
     try:
-        return msgspec.convert(entry, Packing)
-    except msgspec.ValidationError as error:
-        problems.append(f"{CONFIG_FILE}: quantization: {where}{error}")
+        return convert(entry, Packing, Failure("a packing", CONFIG_FILE, SourceError, AGAIN))
+    except SourceError as error:
+        problems.append(f"{CONFIG_FILE}: quantization: {where}{error.found}")
         return None
 
 

@@ -1,12 +1,11 @@
 """License and language that a source declares in its card."""
 
+from collections.abc import Mapping
 from typing import Any
-
-import huggingface_hub
-import yaml
 
 from hubtool.checkpoint.source import Source
 from hubtool.errors import SourceError
+from hubtool.hub.rules import read_metadata
 from hubtool.record import CARD_FILE, CARRIED_KEYS
 
 
@@ -27,9 +26,9 @@ def source_metadata(source: Source) -> dict[str, str | list[str]]:
         )
     text = source.read_file(CARD_FILE).decode("utf-8", errors="replace")
     try:
-        data: dict[str, Any] = vars(huggingface_hub.RepoCard(text, ignore_metadata_errors=False).data)
-    except (ValueError, yaml.YAMLError) as error:
-        raise SourceError("front matter cannot be read", where=CARD_FILE, found=str(error), remedy=remedy) from error
+        data: Mapping[str, Any] = read_metadata(text)
+    except SourceError as error:
+        raise SourceError("front matter cannot be read", where=CARD_FILE, found=error.found, remedy=remedy) from error
     if not data.get("license"):
         raise SourceError(
             "source without a license",

@@ -8,9 +8,9 @@ import os
 import re
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -18,8 +18,8 @@ import msgspec
 from hubtool.checkpoint.identity import REPO, UNKNOWN, Identity, merge_identity, observe_identity
 from hubtool.checkpoint.tensors import Header, StoredTensor, read_header
 from hubtool.errors import SourceError
-from hubtool.files.formats import parse_json
-from hubtool.files.read import AGAIN, file_sha256, pread_into
+from hubtool.files.formats import Failure, convert, parse_json, parse_object
+from hubtool.files.read import AGAIN, file_sha256, is_file, is_folder, is_plain_name, pread_into, read_small
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -35,7 +35,7 @@ _SPEC = re.compile(rf"(?:{HUB_PREFIX})?({REPO.pattern})(?:@([\w.][\w./-]*))?")
 def parse_spec(spec: str) -> tuple[str, str | None] | None:
     """Repo and revision of `[hub:]org/name[@revision]`; None for a folder: one that exists, or written otherwise."""
     match = _SPEC.fullmatch(spec)
-    if match is None or (not spec.startswith(HUB_PREFIX) and _is(Path.exists, Path(spec))):
+    if match is None or (not spec.startswith(HUB_PREFIX) and (is_file(Path(spec)) or is_folder(Path(spec)))):
         return None
     return match[1], match[2]
 
@@ -134,7 +134,7 @@ class Source(Protocol):
         """The size of a file in bytes."""
 
     def stamp(self, file: str) -> str:
-        """What changes when a file is changed, at no cost: time of its last change, or the Hub's hash of it."""
+        """What changes when a file is changed, at no cost: the file system's notes on it, or the Hub's hash."""
 
 
 class Checkpoint(ABC):
@@ -157,12 +157,7 @@ class Checkpoint(ABC):
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """config.json."""
-        config = parse_json(self.read_file(CONFIG_FILE), CONFIG_FILE)
-        if not isinstance(config, dict):
-            raise SourceError(
-                "not a JSON object", where=CONFIG_FILE, found=type(config).__name__, expected="an object", remedy=AGAIN
-            )
-        return config
+        return parse_object(self.read_file(CONFIG_FILE), CONFIG_FILE)
 
     @cached_property
     def layout(self) -> str:
@@ -205,11 +200,11 @@ class LocalSource(Checkpoint):
         self._stops = 0
         self._descriptors: dict[str, int] = {}
         weakref.finalize(self, _close_all, self._descriptors)
-        if not _is(Path.is_dir, folder):
+        if not is_folder(folder):
             raise SourceError(
                 "no such folder",
                 where=folder,
-                found="a file" if _is(Path.is_file, folder) else "nothing",
+                found="a file" if is_file(folder) else "nothing",
                 expected="the folder of a checkpoint, or ORG/NAME on the Hub",
                 remedy="check the path of the checkpoint",
             )
@@ -243,7 +238,7 @@ class LocalSource(Checkpoint):
 
     def read_file(self, name: str) -> bytes:
         """The bytes of a small file."""
-        return self._existing(name).read_bytes()
+        return read_small(self._existing(name))
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from a shard, starting `offset` bytes into it; safe from several threads at once."""
@@ -290,8 +285,9 @@ class LocalSource(Checkpoint):
         return self._existing(file).stat().st_size
 
     def stamp(self, file: str) -> str:
-        """The time of the file's last change."""
-        return str(self._existing(file).stat().st_mtime_ns)
+        """Size, times of the last change of content and of inode, and inode: no copy (`cp -p`) leaves all as it was."""
+        status = self._existing(file).stat()
+        return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
     def close(self) -> None:
         """Close the shards that were opened for reading."""
@@ -299,7 +295,7 @@ class LocalSource(Checkpoint):
 
     def _existing(self, name: str) -> Path:
         path = self.folder / name
-        if not _is(Path.is_file, path):
+        if not is_file(path):
             raise SourceError(
                 "missing file", where=name, found=f"nothing in {self.name}", expected="a file", remedy=AGAIN
             )
@@ -309,14 +305,6 @@ class LocalSource(Checkpoint):
 def _close_all(descriptors: dict[str, int]) -> None:
     while descriptors:
         os.close(descriptors.popitem()[1])
-
-
-def _is(kind: Callable[[Path], bool], path: Path) -> bool:
-    """Whether a path is of a kind; one that the system does not take as a name is of none."""
-    try:
-        return kind(path)
-    except OSError:
-        return False
 
 
 def stopped(name: str) -> SourceError:
@@ -334,19 +322,10 @@ def parse_index(raw: bytes) -> Mapping[str, str]:
     Raises:
         SourceError: It is not such an index, or names a file outside the checkpoint's folder.
     """
-    try:
-        weight_map = msgspec.convert(parse_json(raw, INDEX_FILE), _Index).weight_map
-    except msgspec.ValidationError as error:
-        raise SourceError(
-            "not a safetensors index",
-            where=INDEX_FILE,
-            found=str(error),
-            expected="an object with weight_map",
-            remedy=AGAIN,
-        ) from error
+    failure = Failure("a safetensors index", INDEX_FILE, SourceError, AGAIN, "not a safetensors index")
+    weight_map = convert(parse_json(raw, INDEX_FILE), _Index, failure).weight_map
     for file in set(weight_map.values()):
-        path = PurePosixPath(file)
-        if path.is_absolute() or len(path.parts) != 1 or ".." in path.parts or "\\" in file:
+        if not is_plain_name(file):
             raise SourceError(
                 "names a file outside its folder",
                 where=INDEX_FILE,

@@ -7,17 +7,17 @@ The format is https://github.com/huggingface/safetensors: 8 bytes little-endian 
 import json
 import math
 import struct
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
 from hubtool.errors import SourceError
-from hubtool.units import MB
+from hubtool.files.formats import EXACT_BITS
+from hubtool.files.header import MAX_HEADER_NBYTES, HeaderEntry, parse_header_json
 
 DTYPE_NBYTES: Mapping[str, int] = {
     "BOOL": 1,
@@ -38,9 +38,6 @@ DTYPE_NBYTES: Mapping[str, int] = {
     "F64": 8,
 }
 """Bytes of one element of each safetensors dtype that is a whole number of bytes."""
-
-MAX_HEADER_NBYTES = 100 * MB
-"""The limit of the safetensors library itself (`MAX_HEADER_SIZE`)."""
 
 HEADER_ALIGNMENT = 8
 """safetensors pads its header with spaces so that tensors start at a multiple of 8 bytes."""
@@ -157,68 +154,22 @@ def parse_header(raw: bytes, name: str, file_nbytes: int) -> Header:
             not the size of its tensor, overlaps another, leaves a hole, or lies outside the file; the file is
             truncated or has bytes after its last tensor.
     """
-    try:
-        entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SourceError("header is not a JSON object", where=name, found=str(error), remedy=FETCH) from error
-    metadata = entries.pop("__metadata__", None)
-    # To parse it twice costs time, and a name that stands twice, or is written with escapes, shows in the count.
-    if raw.count(b'"data_offsets"') != len(entries) or raw.count(b'"__metadata__"') > 1 or b"\\" in raw:
-        _refuse_duplicates(raw, name)
+    metadata, entries = parse_header_json(raw, name, FETCH)
     start = 8 + len(raw)
     tensors = sorted((_stored(key, entry, name, start) for key, entry in entries.items()), key=_POSITION)
     _check_ranges(tensors, name, start, file_nbytes)
     return Header(
         tensors=tuple(tensors),
-        metadata=_metadata(metadata, name),
+        metadata=metadata,
         nbytes=start,
         data_nbytes=file_nbytes - start,
     )
 
 
-class _Entry(msgspec.Struct, gc=False):
-    dtype: str
-    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
-    data_offsets: tuple[int, int]
-
-
 _POSITION = attrgetter("offset", "nbytes")
-_ENTRY_DECODER = msgspec.json.Decoder(_Entry)
-_METADATA_DECODER = msgspec.json.Decoder(dict[str, str])
 
 
-def _refuse_duplicates(raw: bytes, name: str) -> None:
-    """Raise SourceError if a name stands twice in one object of the header."""
-
-    def unique(pairs: list[tuple[str, object]]) -> None:
-        twice = next((key for key, count in Counter(key for key, _ in pairs).items() if count > 1), None)
-        if twice is not None:
-            raise SourceError(
-                "duplicate name in the header", where=name, found=twice, expected="each name once", remedy=FETCH
-            )
-
-    json.loads(raw, object_pairs_hook=unique)
-
-
-def _metadata(raw: msgspec.Raw | None, name: str) -> Mapping[str, str]:
-    try:
-        return {} if raw is None else _METADATA_DECODER.decode(raw)
-    except msgspec.ValidationError as error:
-        raise SourceError(
-            "not a map of strings", where=f"{name}: __metadata__", found=str(error), remedy=FETCH
-        ) from error
-
-
-def _stored(key: str, raw: msgspec.Raw, file: str, start: int) -> StoredTensor:
-    try:
-        entry = _ENTRY_DECODER.decode(raw)
-    except msgspec.ValidationError as error:
-        raise SourceError(
-            "header entry is not {dtype, shape, data_offsets}",
-            where=f"{file}: {key}",
-            found=str(error),
-            remedy=FETCH,
-        ) from error
+def _stored(key: str, entry: HeaderEntry, file: str, start: int) -> StoredTensor:
     if entry.dtype not in DTYPE_NBYTES:
         raise SourceError(
             "unknown dtype",
@@ -226,6 +177,14 @@ def _stored(key: str, raw: msgspec.Raw, file: str, start: int) -> StoredTensor:
             found=entry.dtype,
             expected=f"one of {', '.join(DTYPE_NBYTES)}",
             remedy="update hubtool, or fetch this file again",
+        )
+    if math.prod(side or 1 for side in entry.shape).bit_length() > EXACT_BITS:
+        raise SourceError(
+            "too many elements",
+            where=f"{file}: {key}",
+            found=list(entry.shape),
+            expected=f"fewer than 2**{EXACT_BITS}",
+            remedy=FETCH,
         )
     begin, end = entry.data_offsets
     nbytes = math.prod(entry.shape) * DTYPE_NBYTES[entry.dtype]

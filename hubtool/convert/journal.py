@@ -20,6 +20,7 @@ from typing import Annotated
 
 import msgspec
 
+from hubtool.files.formats import decode_line
 from hubtool.files.whole import STATE_DIR, sync, writing
 
 Checksum = Annotated[int, msgspec.Meta(ge=0)]
@@ -92,10 +93,9 @@ class Journal:
             checksum, _, body = raw.partition(b" ")
             if checksum != b"%08x" % zlib.crc32(body):
                 continue
-            try:
-                line = decoder.decode(body)
-            except msgspec.ValidationError:
-                continue  # of a hubtool that wrote other lines: what it says is done anew
+            line = decode_line(body, decoder)
+            if line is None:
+                continue  # of a hubtool that wrote other lines: what it says is done again
             if isinstance(line, _ShardLine):
                 progress.shards[line.file] = (line.sha256, line.mtime_ns)
             elif isinstance(line, _UnverifiedLine):

@@ -11,7 +11,7 @@ from hubtool.checkpoint.source import CONFIG_FILE, Source
 from hubtool.convert.device import require_backend
 from hubtool.convert.job import ERROR_ROWS, Job
 from hubtool.errors import OutputError
-from hubtool.files.formats import parse_json
+from hubtool.files.formats import decode_json
 from hubtool.files.whole import STATE_DIR, reading, write_beside
 from hubtool.plan.plan import Plan
 from hubtool.record import RECORD_FILE
@@ -134,12 +134,8 @@ def read_origin(folder: Path) -> Origin | None:
     path = folder / STATE_DIR / "plan.json"
     if not path.is_file():
         return None
-    try:
-        return msgspec.convert(parse_json(path.read_bytes(), str(path)), Origin)
-    except msgspec.ValidationError as error:
-        raise OutputError(
-            "state of another hubtool", where=path, found=str(error), remedy="remove the folder and convert again"
-        ) from error
+    remedy = "remove the folder and convert again"
+    return decode_json(path.read_bytes(), Origin, path, error=OutputError, remedy=remedy)
 
 
 def write_origin(folder: Path, origin: Origin) -> None:

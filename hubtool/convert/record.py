@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ from hubtool.convert.config import carried_files
 from hubtool.convert.device import require_backend
 from hubtool.convert.job import Job
 from hubtool.convert.journal import Journal, Progress
-from hubtool.errors import OutputError
+from hubtool.errors import OutputError, SourceError
+from hubtool.files.formats import decode_json
 from hubtool.files.whole import write_beside
 from hubtool.models import Component, Parameter, architecture_of
 from hubtool.plan.plan import Plan
@@ -68,7 +69,7 @@ def hash_source(source: Source, state: Path, ended: threading.Event | None = Non
         SourceError: A file cannot be read, or `ended` was set meanwhile.
     """
     cache = state / "source.json"
-    known = msgspec.json.decode(cache.read_bytes(), type=dict[str, _HashedFile]) if cache.is_file() else {}
+    known = _read_hashed(cache)
     hashed: dict[str, _HashedFile] = {}
     index = [INDEX_FILE] if INDEX_FILE in source.files else []
     for name in (CONFIG_FILE, CARD_FILE, *index, *carried_files(source), *source.shards):
@@ -81,6 +82,16 @@ def hash_source(source: Source, state: Path, ended: threading.Event | None = Non
         hashed[name] = entry
         write_beside(cache, msgspec.json.encode({**known, **hashed}))
     return tuple(entry.file for _, entry in sorted(hashed.items()))
+
+
+def _read_hashed(cache: Path) -> Mapping[str, _HashedFile]:
+    """What an earlier run has hashed; nothing if that cannot be read."""
+    if not cache.is_file():
+        return {}
+    try:
+        return decode_json(cache.read_bytes(), dict[str, _HashedFile], cache)
+    except SourceError:
+        return {}
 
 
 def make_record(

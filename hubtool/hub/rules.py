@@ -12,10 +12,12 @@ that a card which the Hub would refuse is noticed before hours of upload. The li
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import yaml
+from hubtool.errors import SourceError
+from hubtool.files.yaml import parse_yaml
+from hubtool.record import CARD_FILE
 
 LICENSES = frozenset(
     """
@@ -73,6 +75,8 @@ COLLECTION_NOTE_LENGTH = 500
 DISCUSSION_TITLE_LENGTHS = range(3, 201)
 """Characters, from the docstrings of huggingface_hub 2.4."""
 
+CARD_REMEDY = "correct the front matter of the card"
+
 FRONT_MATTER = re.compile(r"\A\s*---(?:\r\n|\r|\n)(.*?(?:\r\n|\r|\n))?---[ \t]*(?:\r\n|\n|\Z)", re.DOTALL)
 """YAML between two lines of three dashes at the start (huggingface_hub, `REGEX_YAML_BLOCK`)."""
 
@@ -102,23 +106,30 @@ def split_card(text: str) -> tuple[str, str]:
     return (match[1] or "", text[match.end() :]) if match else ("", text)
 
 
-def read_metadata(text: str) -> dict[str, object]:
-    """The metadata of a README.md, empty where there is none or it is no mapping.
+def read_metadata(text: str, name: object = CARD_FILE) -> dict[str, object]:
+    """The metadata of a README.md, empty where there is none.
+
+    Args:
+        text: The card.
+        name: What it is called in messages.
 
     Raises:
-        yaml.YAMLError: It is not YAML, or names a key twice.
+        SourceError: It is not a YAML mapping, names a key twice, or has what `parse_yaml` refuses.
     """
-    data = yaml.load(split_card(text)[0], Loader=_Loader)
-    return {str(key): value for key, value in data.items()} if isinstance(data, dict) else {}
+    data = parse_yaml(split_card(text)[0], name, remedy=CARD_REMEDY)
+    if not isinstance(data, dict | None):
+        found = type(data).__name__
+        raise SourceError("not a mapping", where=name, found=found, expected="names and values", remedy=CARD_REMEDY)
+    return {str(key): value for key, value in (data or {}).items()}
 
 
 def check_metadata(text: str) -> list[Problem]:
     """What the Hub would object to in the metadata of this README.md, nothing if it is fine."""
     front = split_card(text)[0]
     try:
-        data = yaml.load(front, Loader=_Loader)
-    except yaml.YAMLError as error:
-        return [Problem(f"the metadata is not valid YAML: {error}")]
+        data = parse_yaml(front, CARD_FILE, remedy=CARD_REMEDY)
+    except SourceError as error:
+        return [Problem(f"the metadata is not valid YAML: {error.found}")]
     if data is None:
         return [Problem("empty or missing yaml metadata in repo card", fatal=False)]
     if not isinstance(data, dict):
@@ -156,19 +167,6 @@ def _bits(block: object, module: str) -> int:
     entry = block.get(module, block) if isinstance(block, Mapping) else None
     bits = entry.get("bits") if isinstance(entry, Mapping) else None
     return bits if isinstance(bits, int) and bits > 0 else 32
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as the Hub reads it: a key that is named twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            problem = f"the key {twice!r} is named twice"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        mapping: dict[Hashable, object] = super().construct_mapping(node, deep)
-        return mapping
 
 
 Check = Callable[[str, object], Iterator[Problem]]

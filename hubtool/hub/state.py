@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from hubtool.errors import OutputError
+from hubtool.files.formats import decode_json
 from hubtool.files.whole import STATE_DIR, write_beside
 
 HUB_DIR = "hub"
@@ -51,8 +53,8 @@ class State:
         self._kept = _Kept(key)
         if self._path.is_file():
             try:
-                self._kept = msgspec.json.decode(self._path.read_bytes(), type=_Kept)
-            except msgspec.DecodeError:
+                self._kept = decode_json(self._path.read_bytes(), _Kept, self._path, error=OutputError)
+            except OutputError:
                 self._path.unlink()  # a hint that cannot be read is none
 
     @property

@@ -13,6 +13,7 @@ import msgspec
 
 from hubtool.checkpoint.tensors import TensorSpec
 from hubtool.errors import SourceError
+from hubtool.files.formats import Failure, convert
 from hubtool.models.architecture import Architecture
 from hubtool.models.model import Component, Dropped, Encoding, Model, Parameter, Part
 from hubtool.models.names import Found, map_names, published_name
@@ -165,15 +166,10 @@ def cache_nbytes(config: Mapping[str, Any], tokens: int, activation_nbytes: int)
 
 def _read_config(config: Mapping[str, Any]) -> Config:
     try:
-        fields = msgspec.convert(dict(config), Config)
-    except msgspec.ValidationError as error:
-        raise SourceError(
-            "cannot be used",
-            where="config.json",
-            found=str(error),
-            expected="the fields of DeepSeek-V4's configuration",
-            remedy=_AGAIN,
-        ) from error
+        fields = convert(dict(config), Config, Failure("a config", "config.json", SourceError, _AGAIN))
+    except SourceError as error:
+        error.expected = "the fields of DeepSeek-V4's configuration"
+        raise
     if ARCHITECTURE not in fields.architectures:
         raise SourceError(
             "another architecture",

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from hubtool.errors import RecipeError
+from hubtool.files.formats import Failure, convert, parse_toml
+from hubtool.files.read import is_file, read_small
 from hubtool.models import Component, Model, Parameter
 from hubtool.plan.format import AFFINE_BITS, AFFINE_GROUPS, FIXED_FORMATS, PUBLISHED, Format, Mode
 from hubtool.plan.rule import LayerSelector, Rule
@@ -89,7 +90,7 @@ def load_recipe(name: str) -> Recipe:
     """
     if name.endswith(".toml"):
         path = Path(name)
-        if not path.is_file():
+        if not is_file(path):
             raise RecipeError(
                 "no such recipe file", where=name, found="nothing", expected="a TOML file", remedy="check the path"
             )
@@ -104,7 +105,7 @@ def load_recipe(name: str) -> Recipe:
                 remedy="take one of these, or a file that ends in .toml",
             )
     try:
-        text = path.read_bytes().decode()  # as it is, so that its hash is the file's
+        text = read_small(path).decode()  # as it is, so that its hash is the file's
     except UnicodeDecodeError as error:
         raise RecipeError(
             "not TOML", where=path.name, found=str(error), expected="UTF-8", remedy="correct the file"
@@ -119,21 +120,17 @@ def parse_recipe(text: str, file: str) -> Recipe:
         RecipeError: Not TOML, an unknown or missing key, a value of the wrong type, bits or a group size that the mode
             does not have, a width that is not named, or a base that does not come with hubtool.
     """
+    remedy = "correct the file"
+    tables = parse_toml(text.encode(), file, error=RecipeError, remedy=remedy)
     text = with_base(text)
+    if "base" in tables:
+        tables = parse_toml(text.encode(), file, error=RecipeError, remedy=remedy)
     try:
-        table = msgspec.convert(tomllib.loads(text), _RecipeTable)
-    except msgspec.ValidationError as error:
-        raise RecipeError(
-            "cannot be used",
-            where=_locate(file, str(error)),
-            found=str(error),
-            expected=f"keys {', '.join(_RuleTable.__struct_fields__)} in each [[rule]]",
-            remedy="correct the file",
-        ) from error
-    except (ValueError, RecursionError) as error:  # tomllib's own error is a ValueError, as that of an endless number
-        raise RecipeError(
-            "not TOML", where=file, found=str(error), expected="TOML", remedy="correct the file"
-        ) from error
+        table = convert(tables, _RecipeTable, Failure("TOML", file, RecipeError, remedy))
+    except RecipeError as error:
+        expected = f"keys {', '.join(_RuleTable.__struct_fields__)} in each [[rule]]"
+        where = _locate(file, str(error.found))
+        raise RecipeError(error.what, where=where, found=error.found, expected=expected, remedy=remedy) from error
     if table.base is not None:
         raise RecipeError(
             "no such base",

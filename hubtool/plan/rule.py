@@ -1,6 +1,5 @@
 """A rule of a recipe: which parameters it is for, and how they are stored."""
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +7,7 @@ from typing import Literal
 
 from hubtool.models import Component, Parameter
 from hubtool.plan.format import Format
+from hubtool.plan.glob import compile_glob
 
 LayerSelector = Literal["sensitive"]
 
@@ -51,11 +51,11 @@ class Rule:
         if self.without in components or (self.components and parameter.component not in self.components):
             return False
         subject = parameter.subject
-        return not self.patterns or any(expression.fullmatch(subject) for expression in self._expressions)
+        return not self.patterns or any(matches(subject) for matches in self._matchers)
 
     @cached_property
-    def _expressions(self) -> tuple[re.Pattern[str], ...]:
-        return tuple(_compile_glob(pattern) for pattern in self.patterns)
+    def _matchers(self) -> tuple[Callable[[str], bool], ...]:
+        return tuple(compile_glob(pattern) for pattern in self.patterns)
 
     @property
     def selection(self) -> str:
@@ -92,9 +92,3 @@ def is_sensitive(layer: int, num_layers: int) -> bool:
 
 
 LAYER_SELECTORS: Mapping[LayerSelector, Callable[[int, int], bool]] = {"sensitive": is_sensitive}
-
-
-def _compile_glob(pattern: str) -> re.Pattern[str]:
-    """`*` matches within one name between dots, `**` any number of names, everything else itself."""
-    pieces = re.split(r"(\*\*|\*)", pattern)
-    return re.compile("".join({"**": ".*", "*": r"[^.]*"}.get(piece, re.escape(piece)) for piece in pieces))

@@ -4,11 +4,13 @@ import base64
 import binascii
 import fnmatch
 from collections.abc import AsyncIterator
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
+from hubtool.errors import HubError
+from hubtool.files.formats import Failure, convert, decode_json
 from hubtool.hub.rules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.rehearsal import git
 from hubtool.rehearsal.hub import Hub
@@ -66,7 +68,7 @@ class Line(msgspec.Struct):
     """One line of a commit."""
 
     key: Key
-    value: msgspec.Raw
+    value: dict[str, Any]
 
 
 class Changes:
@@ -88,25 +90,25 @@ class Changes:
         started = False
         async for raw in _lines(request):
             try:
-                line = msgspec.json.decode(raw, type=Line)
+                line = decode_json(raw, Line, "commit", error=HubError)
                 if started is (line.key == "header"):
                     raise Refusal(400, "a commit starts with its one header")
                 started = True
                 self._take(line)
-            except msgspec.DecodeError as error:
-                raise Refusal(400, f"a line of the commit cannot be read: {error}") from error
+            except HubError as error:
+                raise Refusal(400, f"a line of the commit cannot be read: {error.found}") from error
         if not self.header.summary.strip():
             raise Refusal(400, "a commit needs a summary")
 
     def _take(self, line: Line) -> None:
         if line.key == "header":
-            self.header = msgspec.json.decode(line.value, type=Header)
+            self.header = _part(line, Header)
         elif line.key == "file":
-            self._take_regular(msgspec.json.decode(line.value, type=RegularFile))
+            self._take_regular(_part(line, RegularFile))
         elif line.key == "lfsFile":
-            self._take_lfs(msgspec.json.decode(line.value, type=LfsFile))
+            self._take_lfs(_part(line, LfsFile))
         else:
-            path = msgspec.json.decode(line.value, type=Deletion).path
+            path = _part(line, Deletion).path
             self._deleted.append((_checked(path.rstrip("/")), line.key == "deletedFolder"))
 
     def _take_regular(self, file: RegularFile) -> None:
@@ -176,6 +178,18 @@ class Changes:
             f"{path.replace(' ', SPACE)} filter=lfs diff=lfs merge=lfs -text\n" for path in missing
         ).encode()
         return {**files, ATTRIBUTES: self._hub.put_regular(text)}
+
+
+Part = TypeVar("Part")
+
+
+def _part(line: Line, kind: type[Part]) -> Part:
+    """What a line holds.
+
+    Raises:
+        HubError: It is something else.
+    """
+    return convert(line.value, kind, Failure("a line", "commit", HubError, ""))
 
 
 async def _lines(request: Request) -> AsyncIterator[bytes]:

@@ -6,6 +6,9 @@ from typing import TypeVar
 
 import msgspec
 
+from hubtool.errors import HubError
+from hubtool.files.formats import decode_json
+
 Document = TypeVar("Document")
 
 
@@ -14,9 +17,10 @@ def read(path: Path, kind: type[Document]) -> Document:
 
     Raises:
         FileNotFoundError: There is no such file.
-        msgspec.ValidationError: The file holds something else.
+        HubError: The file holds something else.
     """
-    return msgspec.json.decode(path.read_bytes(), type=kind)
+    remedy = "it was written by another version or changed by hand: choose another folder"
+    return decode_json(path.read_bytes(), kind, path, error=HubError, remedy=remedy)
 
 
 def write(path: Path, document: object, mode: int = 0o644) -> None:

@@ -1,13 +1,13 @@
 """What the Hub derives from a repo's files: card data, tags, library, config, safetensors parameters."""
 
 import functools
-import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
+from hubtool.errors import SourceError
+from hubtool.files.formats import parse_object
+from hubtool.files.header import parse_header_json
 from hubtool.hub.page import hub_tags
 from hubtool.hub.rules import count_parameters, read_metadata
 from hubtool.rehearsal import git
@@ -65,19 +65,17 @@ def card_data(hub: Hub, commit: Commit) -> dict[str, object]:
     """The front matter of README.md, empty where there is none that can be read."""
     text = (hub.read_regular(commit.files.get("README.md")) or b"").decode("utf-8", "replace")
     try:
-        # YAML has dates, JSON has not: they are given as text.
-        return dict(json.loads(json.dumps(read_metadata(text), default=str)))
-    except yaml.YAMLError:
+        return read_metadata(text)
+    except SourceError:
         return {}
 
 
 def read_config(hub: Hub, commit: Commit) -> dict[str, object]:
     """What config.json holds, empty where there is none that can be read."""
     try:
-        config = json.loads(hub.read_regular(commit.files.get("config.json")) or b"{}")
-    except ValueError:
+        return parse_object(hub.read_regular(commit.files.get("config.json")) or b"{}", "config.json")
+    except SourceError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _sibling(path: str, file: File, *, blobs: bool) -> dict[str, object]:
@@ -105,9 +103,7 @@ def _header(path: Path) -> tuple[tuple[str, str, list[int]], ...]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         header = stream.read(length) if 0 < length <= HEADER_LIMIT else b""
     try:
-        tensors = json.loads(header)
-        return tuple(
-            (name, entry["dtype"], entry["shape"]) for name, entry in tensors.items() if name != "__metadata__"
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
+        _, entries = parse_header_json(header, path.name, "")
+    except SourceError:
         return ()
+    return tuple((name, entry.dtype, list(entry.shape)) for name, entry in entries.items())

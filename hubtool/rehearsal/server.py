@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -151,9 +150,9 @@ def build_app(hub: Hub) -> ASGIApp:
 def _open(data: Path, *, part_nbytes: int, discard: bool) -> Hub:
     try:
         return Hub(data, part_nbytes=part_nbytes, discard=discard)
-    except msgspec.DecodeError as error:
-        remedy = "it was written by another version or changed by hand: choose another folder"
-        raise HubError("the rehearsal Hub's state cannot be read", where=data, found=error, remedy=remedy) from error
+    except HubError as error:
+        what = "the rehearsal Hub's state cannot be read"
+        raise HubError(what, where=data, found=error.found, remedy=error.remedy) from error
 
 
 def _listen(port: int) -> socket.socket:

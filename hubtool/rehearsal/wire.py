@@ -10,6 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hubtool.errors import HubError
+from hubtool.files.formats import decode_json
+
 JSON_LIMIT = 8_000_000
 """Bytes of the longest JSON body taken; the client's own requests stay below 1 MB (256 files a call)."""
 
@@ -165,9 +168,9 @@ async def read_json(request: Request, kind: type[Body]) -> Body:
     """
     body = await read_body(request)
     try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
-        raise Refusal(400, str(error)) from error
+        return decode_json(body, kind, "the request", error=HubError)
+    except HubError as error:
+        raise Refusal(400, str(error.found)) from error
 
 
 def page_of(request: Request, items: Sequence[Item], size: int) -> tuple[Sequence[Item], dict[str, str]]:

@@ -18,7 +18,7 @@ from hubtool.checkpoint.remote import HubSource
 from hubtool.checkpoint.source import CONFIG_FILE, HUB_PREFIX, LocalSource, parse_spec
 from hubtool.checkpoint.tensors import Header, read_header
 from hubtool.errors import HubError, OutputError, SourceError, VerificationError
-from hubtool.files.formats import parse_json
+from hubtool.files.formats import parse_object
 from hubtool.files.whole import write_beside
 from hubtool.hub.client import list_files, make_api, translated
 from hubtool.hub.destination import Destination
@@ -191,7 +191,7 @@ def _open(place: _Place) -> Opened:
             name=place.name if place.folder is None else place.folder.resolve().name,
             repo=place.name if place.folder is None else None,
             headers=headers,
-            config=parse_json(place.read(CONFIG_FILE), CONFIG_FILE) if CONFIG_FILE in names else {},
+            config=parse_object(place.read(CONFIG_FILE), CONFIG_FILE) if CONFIG_FILE in names else {},
             card=card,
         )
         subject = describe_unrecorded(unread, measurement.facts)

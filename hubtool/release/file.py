@@ -33,6 +33,8 @@ import msgspec
 from hubtool import units
 from hubtool.card import find_prose_fault
 from hubtool.errors import UsageError
+from hubtool.files.formats import decode_toml
+from hubtool.files.read import is_file, is_folder, read_small
 from hubtool.hub.destination import Destination
 from hubtool.hub.rules import is_repo_id
 from hubtool.record import Rung
@@ -124,14 +126,10 @@ def load_release(path: Path) -> ReleaseFile:
     """What a release.toml says.
 
     Raises:
-        UsageError: It cannot be read, holds something unknown, or contradicts itself.
+        SourceError: It cannot be read.
+        UsageError: It holds something unknown, or contradicts itself.
     """
-    try:
-        file = msgspec.toml.decode(path.read_bytes(), type=_File)
-    except OSError as error:
-        raise UsageError("cannot be read", where=path, found=error.strerror, remedy="check the path") from error
-    except msgspec.DecodeError as error:
-        raise UsageError("not a release", where=path, found=str(error), remedy="mend the file") from error
+    file = decode_toml(read_small(path), _File, path)
     beside = path.absolute().parent
     out = beside / (file.out or path.stem)
     variants = tuple(_resolve(each, file, beside, out, path) for each in file.variant)
@@ -142,11 +140,11 @@ def load_release(path: Path) -> ReleaseFile:
         )
     local = beside / file.source
     templates = beside / file.card.templates if file.card.templates else None
-    if templates is not None and not templates.is_dir():
+    if templates is not None and not is_folder(templates):
         raise UsageError("no such folder", where=f"{path}: card.templates", found=templates, remedy="check the path")
     return ReleaseFile(
         path=path,
-        source=str(local) if local.is_dir() else file.source,
+        source=str(local) if is_folder(local) else file.source,
         base_model=file.base_model,
         out=out,
         disk_limit=_parse_limit(file.disk_limit, path),
@@ -185,7 +183,7 @@ def _resolve(variant: Variant, file: _File, beside: Path, out: Path, path: Path)
         )
     local = beside / variant.recipe
     return Planned(
-        recipe=str(local) if local.is_file() else variant.recipe,
+        recipe=str(local) if is_file(local) else variant.recipe,
         destination=Destination(
             repo,
             private=file.private,

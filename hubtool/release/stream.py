@@ -36,7 +36,8 @@ from hubtool.convert.origin import begin_folder
 from hubtool.convert.piece import ErrorSums
 from hubtool.convert.record import Findings, hashing, record_findings
 from hubtool.convert.stream import ShardStream
-from hubtool.errors import HubError, VerificationError
+from hubtool.errors import HubError, SourceError, VerificationError
+from hubtool.files.formats import decode_json
 from hubtool.files.read import file_sha256
 from hubtool.files.whole import STATE_DIR, write_beside, writing
 from hubtool.guard.machine import this_machine, versions
@@ -208,7 +209,10 @@ class Streaming:
         path = self._state_dir / f"{shard.file}.json"
         if not path.is_file():
             return None
-        made = msgspec.json.decode(path.read_bytes(), type=_MadeShard)
+        try:
+            made = decode_json(path.read_bytes(), _MadeShard, path)
+        except SourceError:
+            return None  # a hint that cannot be read is none
         return made if made.plan == self.job.plan.digest and made.nbytes == shard.nbytes else None
 
     def _record(self, sent: Mapping[str, Blob], source_files: Future[tuple[FileRecord, ...]]) -> Record:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 import hubtool
+from hubtool.files.formats import decode_line
 from hubtool.guard.guard import GuardReport, Limits, run_guarded
 from hubtool.record import Outcome
 from hubtool.validate.finding import Finding
@@ -64,7 +65,9 @@ def run_task(task: Task, limits: Limits, on_event: Callable[[Event], None] = lam
     decoder = msgspec.json.Decoder(Event)
 
     def take(line: str) -> None:
-        event = decoder.decode(line)
+        event = decode_line(line.encode(), decoder)
+        if event is None:
+            return  # a library, or the model's own code, has printed something
         events.append(event)
         on_event(event)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hubtool.checkpoint.source import CONFIG_FILE
-from hubtool.files.formats import parse_json
+from hubtool.files.formats import parse_object
 from hubtool.guard.guard import Limits
 from hubtool.guard.machine import this_machine, versions
 from hubtool.guard.memory import capacity
@@ -128,7 +128,7 @@ class _Climb:
 
     @cached_property
     def _config(self) -> Any:
-        return parse_json((self._folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
+        return parse_object((self._folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
 
     @cached_property
     def _needs(self) -> Needs:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hubtool.checkpoint.source import CONFIG_FILE
 from hubtool.checkpoint.tensors import TensorSpec, read_header
-from hubtool.files.formats import parse_json
+from hubtool.files.formats import parse_object
 from hubtool.models import experts_per_token, find_layer, find_projection
 from hubtool.record import CacheRecord, Record
 from hubtool.units import MB, format_size
@@ -51,7 +51,7 @@ class Needs:
 def needs_of_folder(folder: Path, record: Record, tokens: int) -> Needs:
     """What a finished folder needs to generate so many tokens, from its headers, config.json and record."""
     specs = [tensor.spec for path in sorted(folder.glob("*.safetensors")) for tensor in read_header(path).tensors]
-    config: Mapping[str, Any] = parse_json((folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
+    config: Mapping[str, Any] = parse_object((folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
     return estimate_needs(specs, config, cache_for(record.plan.cache, PROMPT_TOKENS + tokens))
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import msgspec
 
+from hubtool.errors import OutputError
+from hubtool.files.formats import decode_json
 from hubtool.files.whole import STATE_DIR, write_beside
 from hubtool.record import Record, is_derived
 
@@ -61,8 +63,8 @@ def find_touched(folder: Path, record: Record) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     try:
-        passed = msgspec.json.decode(path.read_bytes(), type=_Passed)
-    except msgspec.DecodeError:
+        passed = decode_json(path.read_bytes(), _Passed, path, error=OutputError)
+    except OutputError:
         return None
     return compare_stamps(passed.stamps, take_stamps(folder)) if passed.subject == record.subject else None
 

@@ -96,7 +96,7 @@ def test_index_that_is_none_is_refused(source: Path, assert_refused: Refusal) ->
     (source / INDEX_FILE).write_text('{"weight_map": {"a": 1}}')
     assert_refused(
         source,
-        re.compile(rf"{INDEX_FILE}: not a safetensors index: found .+, expected an object with weight_map; {AGAIN}"),
+        re.compile(rf"{INDEX_FILE}: not a safetensors index: found .+; {AGAIN}"),
     )
 
 

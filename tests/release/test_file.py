@@ -326,7 +326,7 @@ def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubto
         (('repo = "someone/V4-{{recipe}}"', 'repo = "someone/V4"'), "a repo of its own each"),
         (('repo = "someone/V4-{{recipe}}"', ""), "no name that the Hub allows"),
         (('validate = ["integrity"]', 'validate = ["luck"]'), "luck"),
-        (('out = "work"', "out = work"), "not a release"),
+        (('out = "work"', "out = work"), "not TOML"),
         (("[collection]", '[card]\ntemplates = "none"\n[collection]'), "card.templates: no such folder"),
         (('out = "work"', 'disk_limit = "much"'), "disk_limit: no size"),
     ],
