@@ -18,7 +18,7 @@ from hubtool.hub.upload import Published, Upload
 from hubtool.progress import UNWATCHED, Watch
 from hubtool.record import Record, read_record
 from hubtool.rehearsal import RehearsalHub
-from hubtool.release.publish import Release, publish_folder
+from hubtool.release.publish import Manner, Release, publish_folder
 from tests.checkpoints import copied
 from tests.fixtures import QUIET, Conversions
 
@@ -55,7 +55,7 @@ class Publisher:
         """Publish as `hubtool publish` does, and tag."""
         patience = Patience(sleep=self.waits.append)
         converted = Converted(self.folder, self.record, fresh=False)
-        return publish_folder(api or self.api, converted, to or Destination(REPO), QUIET, patience)
+        return publish_folder(api or self.api, converted, to or Destination(REPO), QUIET, Manner(patience=patience))
 
     def commits(self, revision: str = "main") -> list[str]:
         """Titles of the commits after the Hub's own first, the latest first."""

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Finding:
         return f"line {self.line}: {self.found!r}, the record says {self.expected!r}"
 
 
-_MADE_BY = re.compile(r"^<!-- hubtool:card ((?:(?!-->).)*) -->$", re.MULTILINE)
+MADE_BY = re.compile(r"^<!-- hubtool:card ((?:(?!-->).)*) -->$", re.MULTILINE)
 _DIGITS = re.compile(r"\d+")
 
 
@@ -83,10 +83,11 @@ def compare_cards(card: str, fresh: str, older: Mapping[str, str]) -> Comparison
         older: Lines that it may have too, with the label of what they say.
     """
     found, expected = without_prose(card), without_prose(fresh)
-    if _made_by(found) == _made_by(expected) or _masked(found) == _masked(expected):
-        return Comparison(tuple(_compare_lines(found.split("\n"), expected.split("\n"))), "line by line")
+    metadata = list(_compare_metadata(found, expected))
+    if made_by(found) == made_by(expected) or _masked(found) == _masked(expected):
+        return Comparison((*metadata, *_compare_bodies(found, expected)), "line by line")
     truth = _read_truth(expected, tuple(older.items()))
-    findings = [*_compare_metadata(found, expected), *_compare_facts(found, truth)]
+    findings = [*metadata, *_compare_facts(found, truth)]
     return Comparison(tuple(sorted(findings, key=lambda finding: finding.line)), "fact by fact")
 
 
@@ -94,9 +95,17 @@ def _masked(text: str) -> str:
     return _DIGITS.sub("0", text)
 
 
-def _made_by(card: str) -> str | None:
-    match = _MADE_BY.search(card)
+def made_by(card: str) -> str | None:
+    """Which hubtool and templates a card says it was made by, None if it does not say."""
+    match = MADE_BY.search(card)
     return match[1] if match else None
+
+
+def _compare_bodies(found: str, expected: str) -> Iterator[Finding]:
+    body = split_card(found)[1]
+    offset = found.count("\n") - body.count("\n")
+    for finding in _compare_lines(body.split("\n"), split_card(expected)[1].split("\n")):
+        yield replace(finding, line=finding.line + offset)
 
 
 def _compare_lines(found: list[str], expected: list[str]) -> Iterator[Finding]:
@@ -231,6 +240,16 @@ def _false(fact: _Fact, truth: _Truth) -> Finding:
     return Finding(fact.line, *_differing(fact.text, alike[0])) if alike else Finding(fact.line, fact.text, "")
 
 
+_CLAIMS = frozenset({"license", "license_name", "license_link", "library_name", "pipeline_tag", "new_version"}) | {
+    "base_model",
+    "base_model_relation",
+}
+"""Keys that say what a record knows; any other is the publisher's, where hubtool writes none."""
+
+_ADDED_TO = ("tags", "language")
+"""Lists to which the publisher may add."""
+
+
 def _compare_metadata(found: str, expected: str) -> Iterator[Finding]:
     try:
         said = read_metadata(found)
@@ -240,10 +259,19 @@ def _compare_metadata(found: str, expected: str) -> Iterator[Finding]:
     true = read_metadata(expected)
     lines = split_card(found)[0].split("\n")
     for key in {**said, **true}:
-        if said.get(key) != true.get(key):
+        if not _holds(key, said.get(key), true.get(key)):
             number = next((n for n, line in enumerate(lines, start=2) if line.startswith(f"{key}:")), 1)
             shown = f"{key}: {said[key]}" if key in said else ""
             yield Finding(number, shown, f"{key}: {true[key]}" if key in true else "")
+
+
+def _holds(key: str, said: object, true: object) -> bool:
+    """Whether a key says what the record says, or only what is the publisher's to say."""
+    if true is None and key not in _CLAIMS:
+        return True
+    if key in _ADDED_TO and isinstance(said, list):
+        return set(map(str, true if isinstance(true, list) else [true])) <= set(map(str, said))
+    return said == true
 
 
 def _facts(card: str) -> Iterator[_Fact]:
@@ -255,7 +283,7 @@ def _facts(card: str) -> Iterator[_Fact]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             head = []
-        if not line.strip() or is_marker(line) or _MADE_BY.fullmatch(line) or _RULE.fullmatch(line):
+        if not line.strip() or is_marker(line) or MADE_BY.fullmatch(line) or _RULE.fullmatch(line):
             continue
         is_head = number < len(lines) and _RULE.fullmatch(lines[number]) is not None
         cells = _cells(line) if line.startswith("|") else []

@@ -46,11 +46,34 @@ def render_card(
     return insert_prose(_tidy(_render(folders, view)), prose or {})
 
 
+def render_withdrawn(record: Record) -> str:
+    """The lines of a card that say that its release should no longer be used."""
+    return _render(template_folders(None), view_record(record, ()), "withdrawn.md.jinja").strip()
+
+
 def _tidy(card: str) -> str:
     """A card without the blank lines that sections leave which say nothing; in YAML each of them means something."""
     text = card.strip() + "\n"
     body = split_card(text)[1]
     return text[: len(text) - len(body)] + re.sub(r"\n{3,}", "\n\n", body)
+
+
+_VARIABLE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}")
+_SENTENCE_LENGTH = 20
+"""Characters of a template's line from which on it is a sentence that nobody writes by chance."""
+
+
+def is_template_line(line: str) -> bool:
+    """Whether a line is a sentence of hubtool's own templates, whatever record it was filled from."""
+    return _sentences().fullmatch(line.strip()) is not None
+
+
+@cache
+def _sentences() -> re.Pattern[str]:
+    texts = [path.read_text("utf-8") for path in sorted((templates_dir() / "card").glob("*.jinja"))]
+    lines = [line.strip() for text in texts for line in text.split("\n")]
+    long = [line for line in lines if len(_VARIABLE.sub("", line)) >= _SENTENCE_LENGTH]
+    return re.compile("|".join(".*".join(map(re.escape, _VARIABLE.split(line))) for line in sorted(long)))
 
 
 def template_folders(templates: Path | None) -> tuple[Path, ...]:
@@ -99,9 +122,9 @@ def _environment(folders: tuple[Path, ...]) -> jinja2.Environment:
     )
 
 
-def _render(folders: tuple[Path, ...], view: Mapping[str, Any]) -> str:
+def _render(folders: tuple[Path, ...], view: Mapping[str, Any], template: str = TEMPLATE) -> str:
     try:
-        return _environment(folders).get_template(TEMPLATE).render(view)
+        return _environment(folders).get_template(template).render(view)
     except jinja2.TemplateSyntaxError as error:
         raise UsageError("template cannot be read", where=f"{error.name}, line {error.lineno}", found=error) from error
     except jinja2.TemplateNotFound as error:

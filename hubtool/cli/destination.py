@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hubtool.cli.console import Console
-from hubtool.cli.options import Command, repo_option
+from hubtool.cli.options import FOLDER, Command, repo_option
 from hubtool.errors import UsageError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+    from hubtool.card.consent import Replace
 
 
 def destination_options(command: Command) -> Command:
@@ -52,6 +54,57 @@ def destination_options(command: Command) -> Command:
 
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Make all checks, say what would be done, and end.")
+
+
+replace_card_option = click.option(
+    "--replace-card", is_flag=True, help="Replace what people wrote in a card where the new one cannot keep it."
+)
+
+
+def card_options(command: Command) -> Command:
+    """Adds what the publisher may say of the card, and hands it to the command as `wording`."""
+    options = (
+        click.option("--template-dir", type=FOLDER, help="Templates of the card that go before hubtool's; remembered."),
+        click.option("--card-tag", "tags", multiple=True, metavar="TAG", help="A tag for the card; repeatable."),
+        click.option("--card-language", "languages", multiple=True, metavar="CODE", help="Likewise a language, as en."),
+        replace_card_option,
+    )
+
+    @functools.wraps(command)
+    def wrapped(
+        console: Console,
+        *arguments: Any,
+        template_dir: Path | None,
+        tags: tuple[str, ...],
+        languages: tuple[str, ...],
+        replace_card: bool,
+        **values: Any,
+    ) -> Any:
+        from hubtool.card.documents import Wording
+
+        ask = ask_to_replace(console, allowed=replace_card)
+        wording = Wording(template_dir, tags=tags, languages=languages, may_replace=ask)
+        wording.check("the options")
+        return command(console, *arguments, wording=wording, **values)
+
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def ask_to_replace(console: Console, *, allowed: bool) -> "Replace":
+    """Who decides that something of a card may be replaced: the option, or else whoever sits at the terminal."""
+
+    def ask(question: str) -> bool:
+        if allowed:
+            console.detail(question)
+            return True
+        if console.json_mode or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return False
+        console.say(question)
+        return click.confirm("Replace it?", err=True)
+
+    return ask
 
 
 def open_hub() -> "HfApi":

@@ -8,11 +8,12 @@ import msgspec
 
 from hubtool import units
 from hubtool.cli.console import Console
-from hubtool.cli.destination import confirm, destination_options, dry_run_option, open_hub
+from hubtool.cli.destination import card_options, confirm, destination_options, dry_run_option, open_hub
 from hubtool.cli.options import FOLDER, with_console, yes_option
 from hubtool.errors import UsageError
 
 if TYPE_CHECKING:
+    from hubtool.card.documents import Wording
     from hubtool.hub.destination import Destination
     from hubtool.hub.upload import Outlook
     from hubtool.release.publish import Release
@@ -24,24 +25,27 @@ if TYPE_CHECKING:
 @dry_run_option
 @yes_option
 @with_console
-def command(console: Console, folder: Path, to: "Destination | None", *, dry_run: bool, yes: bool) -> None:
+@card_options
+def command(
+    console: Console, folder: Path, to: "Destination | None", wording: "Wording", *, dry_run: bool, yes: bool
+) -> None:
     """Publish a finished folder in one commit, verify it, and tag it."""
     if to is None:
         raise UsageError("needs --to", remedy="say where to, as --to ORG/NAME")
     from hubtool.convert.convert import Converted
     from hubtool.record import require_record
-    from hubtool.release.publish import look_at_folder, publish_folder
+    from hubtool.release.publish import Manner, look_at_folder, publish_folder
 
     record = require_record(folder)
     console.log_to(folder)
     api = open_hub()
     converted = Converted(folder, record, fresh=False)
     if dry_run:
-        outlook = look_at_folder(api, converted, to, console)
+        outlook = look_at_folder(api, converted, to, console, Manner(wording))
         console.answer(outlook_document(to, outlook), lambda: outlook_text(to, outlook))
         return
     confirm(console, api.endpoint, to.repo, yes=yes)
-    release = publish_folder(api, converted, to, console)
+    release = publish_folder(api, converted, to, console, Manner(wording))
     console.answer(release_document(release), lambda: release_text(release))
 
 

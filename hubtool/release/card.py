@@ -3,7 +3,6 @@
 Of a repo only the record, the card and the shards' headers are read, never weights.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,11 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 import hubtool
-from hubtool.card import Unread, Unrecorded, check_card, describe_unrecorded, find_change, read_prose, render_card
+from hubtool.card import Unread, Unrecorded, check_card, describe_unrecorded, documents, find_change, render_card
+from hubtool.card.consent import Replace, describe_change, never, require_kept
+from hubtool.card.documents import Made, Wording, known_generated
+from hubtool.card.kept import find_templates, keep_generated, keep_templates, read_generated
+from hubtool.card.own import Own, decode_card
 from hubtool.card.provenance import check_statements, make_statements, remove_stale
 from hubtool.checkpoint.measure import measure_files
 from hubtool.checkpoint.remote import HubSource
@@ -36,7 +39,7 @@ from hubtool.record import (
     encode_record,
     read_record,
 )
-from hubtool.release.prose import keep_base, merge_prose, read_base
+from hubtool.release.prose import Base, Page, keep_base, merge_page, read_base
 from hubtool.release.publish import Change, commit_documents
 from hubtool.validate.stamps import describe_touched, find_touched
 
@@ -181,7 +184,8 @@ def _open(place: _Place) -> Opened:
     if not headers:
         raise SourceError("no safetensors files", where=place.name, remedy="check the name")
     record = place.record
-    card = place.read(CARD_FILE).decode("utf-8", errors="replace") if CARD_FILE in names else ""
+    raw = place.read(CARD_FILE) if CARD_FILE in names else b""
+    card = raw.decode("utf-8", errors="replace") if place.record is None else decode_card(raw, place.name)
     measurement = measure_files(headers, place.files, place.read, record)
     subject: Record | Unrecorded
     if record is not None:
@@ -230,14 +234,33 @@ def _misplaced(place: _Place, record: Record) -> tuple[str, ...]:
     return (f"{RECORD_FILE}: published as {record.repo}, but this is {place.name}",)
 
 
-def make_card(opened: Opened, templates: Path | None = None) -> str:
-    """The card, anew, around the prose of the one that is there.
+def make_card(opened: Opened, templates: Path | None = None, may_replace: Replace = never) -> str:
+    """A fresh card around what people wrote in the one that is there.
+
+    Args:
+        opened: The folder or repo.
+        templates: A folder of templates that go before hubtool's; those that a folder was made with last if None.
+        may_replace: Asks whether what people wrote may be replaced where it cannot be kept.
 
     Raises:
-        OutputError: The prose cannot be told from the rest.
+        OutputError: The card cannot be read, or kept, and nobody allows to replace what was written.
         UsageError: A template cannot be used.
     """
-    return render_card(opened.subject, templates, prose=read_prose(opened.card), assets=opened.assets)
+    if isinstance(opened.subject, Unrecorded):
+        return render_card(opened.subject, templates, assets=opened.assets)
+    worded = Wording(find_templates(opened.folder, templates), may_replace=may_replace)
+    made = _made(opened, opened.subject, worded)
+    where = f"{opened.name}: {CARD_FILE}" if opened.folder is None else str(opened.folder / CARD_FILE)
+    require_kept(made.own, where, may_replace, describe_change(opened.card, made.card))
+    return made.card
+
+
+def _made(opened: Opened, record: Record, wording: Wording) -> Made:
+    """A fresh card of a record around what people wrote in the one of a folder or repo."""
+    before = None if opened.folder is None else read_generated(opened.folder, opened.card)
+    if before is None:
+        before = known_generated(opened.record, opened.card, opened.assets, wording.templates)
+    return documents.make_card(record, opened.card, opened.assets, wording, before)
 
 
 @dataclass(frozen=True)
@@ -276,34 +299,45 @@ def check(opened: Opened, templates: Path | None = None) -> Checked:
 
 def diff(opened: Opened, card: str) -> str:
     """The change from the card that is there to `card`, as `diff -u` writes it; empty if there is none."""
-    lines = difflib.unified_diff(
-        opened.card.splitlines(keepends=True), card.splitlines(keepends=True), CARD_FILE, f"{CARD_FILE} (anew)"
-    )
-    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+    return describe_change(opened.card, card)
 
 
-def write_card(opened: Opened, card: str) -> tuple[str, ...]:
+def write_card(opened: Opened, card: str, templates: Path | None = None) -> tuple[str, ...]:
     """Write the card of a folder, and its provenance; the names of the files that changed.
 
     Raises:
         OutputError: It is no folder.
         SourceError: It has no record.
     """
-    if opened.folder is None:
+    folder = opened.folder
+    if folder is None:
         raise OutputError("not a folder", where=opened.name, remedy="push it, or write what is printed to a file")
-    documents = {CARD_FILE: card.encode(), **make_statements(opened.record)}
-    paths = {name: opened.folder / name for name in documents}
-    changed = [name for name, path in paths.items() if not path.is_file() or path.read_bytes() != documents[name]]
+    written = {CARD_FILE: card.encode(), **make_statements(opened.record)}
+    generated = render_card(opened.record, find_templates(folder, templates), assets=opened.assets)
+    keep_templates(folder, templates)
+    keep_generated(folder, generated)
+    changed = [name for name, content in written.items() if _differs(folder / name, content)]
     for name in changed:
-        write_beside(paths[name], documents[name])
-    return (*changed, *remove_stale(opened.folder, documents))
+        write_beside(folder / name, written[name])
+    return (*changed, *remove_stale(folder, written))
 
 
-def push_card(api: HfApi, opened: Opened, templates: Path | None = None, *, dry_run: bool = False) -> Pushed:
+def _differs(path: Path, content: bytes) -> bool:
+    return not path.is_file() or path.read_bytes() != content
+
+
+def push_card(
+    api: HfApi,
+    opened: Opened,
+    templates: Path | None = None,
+    *,
+    dry_run: bool = False,
+    may_replace: Replace = never,
+) -> Pushed:
     """Commit the card of a folder or repo to its repo, with the record and what is made of it where those changed.
 
-    The prose of the repo's own card is kept, and a folder's is added where the repo has none. With `dry_run`, what
-    would change is told, and nothing is committed.
+    What people wrote in the repo's own card is kept, and what they wrote in the folder's is added. With `dry_run`,
+    nothing is committed.
 
     Raises:
         SourceError: It has no record.
@@ -327,22 +361,28 @@ def push_card(api: HfApi, opened: Opened, templates: Path | None = None, *, dry_
         )
     _require_true(opened)
     _require_true(there)
-    base = read_base(opened.folder, api.endpoint, Destination(repo).key) if opened.folder else ""
-    prose = merge_prose(opened.card, there.card, base, (opened.name, there.name))
-    pictures = _pictures(opened, there)
-    assets = sorted({*there.assets, *pictures})
-    card = render_card(record, templates, prose=prose, assets=assets).encode()
-    documents = {CARD_FILE: card, **make_statements(record), **pictures}
+    worded = Wording(find_templates(opened.folder, templates), may_replace=may_replace)
+    assets = sorted({*there.assets, *(pictures := _pictures(opened, there))})
+    made = _made(replace(opened, assets=tuple(assets)), record, worded)
+    base = read_base(opened.folder, api.endpoint, Destination(repo).key) if opened.folder else Base()
+    page = Page(there.name, there.card, there.record, there.assets)
+    if opened.folder is None:
+        made = replace(made, own=Own())
+    card = merge_page(made, page, base, opened.name, worded).encode()
+    files = {CARD_FILE: card, **make_statements(record), **pictures}
     if encode_record(record) != encode_record(there.record):
-        documents[RECORD_FILE] = encode_record(record)
+        files[RECORD_FILE] = encode_record(record)
     known = {CARD_FILE: there.card.encode(), **there.statements}
-    changed = {name: content for name, content in documents.items() if known.get(name) != content}
+    changed = {name: content for name, content in files.items() if known.get(name) != content}
     if not changed or dry_run:
         return Pushed(repo, there.commit, tuple(changed))
     message = f"Card made anew with hubtool {hubtool.__version__}"
     commit = commit_documents(api, record, changed, Change(repo, there.commit, message))
     if opened.folder is not None:
-        keep_base(opened.folder, api.endpoint, Destination(repo).key, documents[CARD_FILE])
+        # What the page has and the folder lacks would count as deleted here the next time.
+        keep_generated(opened.folder, made.generated)
+        write_beside(opened.folder / CARD_FILE, card)
+        keep_base(opened.folder, api.endpoint, Destination(repo).key, card, made.generated)
     return Pushed(repo, commit, tuple(changed))
 
 

@@ -1,101 +1,177 @@
-"""The publisher's prose of a folder and that of its page on the Hub, where it may be edited too, brought together.
+"""What people wrote in a folder's card and in that on its page, where it may be edited too, brought together.
 
-The card as this folder last published it is kept in `.hubtool/`, to tell which of the two was edited since.
+The card as this folder last published it is kept in `.hubtool/`, and what of it was generated, so that it can be told
+which of the two was edited since, and what of the page's card is a person's.
 """
 
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hubtool.card import read_prose
-from hubtool.card.prose import replace_prose
-from hubtool.errors import OutputError
+from hubtool.card.consent import describe_change, require_kept
+from hubtool.card.documents import PLAIN, Made, Wording, known_generated, make_folder_card
+from hubtool.card.kept import find_templates, keep_generated, nearest, read_generated
+from hubtool.card.merge import merge_own, write_own
+from hubtool.card.old_wording import older_lines
+from hubtool.card.own import Generated, Own, decode_card, read_own
+from hubtool.card.prose import read_prose
 from hubtool.files.whole import write_beside
 from hubtool.hub.destination import Destination, find_place
 from hubtool.hub.patience import PatientHub
 from hubtool.hub.reader import read_hub_file
 from hubtool.hub.state import State, destination_key, kept_path
 from hubtool.hub.upload import release_title
-from hubtool.record import CARD_FILE, Record
+from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, Record, decode_record
 
 CARDS_DIR = "cards"
 
 
-def merge_prose(mine: str, theirs: str, base: str, where: tuple[str, str]) -> dict[str, str]:
-    """The prose of two cards by section, each as the one has it that differs from what was published last.
+@dataclass(frozen=True)
+class Page:
+    """The card of a repo as it stands, and what is known of how it came about.
+
+    Attributes:
+        name: The repo, for messages.
+        card: Its README.md, empty if it has none.
+        record: Its record, None if it has none.
+        assets: Names of its pictures.
+    """
+
+    name: str
+    card: str
+    record: Record | None
+    assets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A card as it was published last, and what of it was generated; both empty if that is not known."""
+
+    card: str = ""
+    generated: str = ""
+
+    def read(self, fresh: str) -> Own | None:
+        """What people had written in it, None if that is not known."""
+        if not self.card:
+            return None
+        if not self.generated:
+            return Own(prose=read_prose(self.card))
+        return read_own(self.card, Generated(fresh, self.generated), "the card published last")
+
+
+def read_page(page: Page, fresh: str, base: Base, templates: Path | None = None) -> Own:
+    """What people wrote in the card of a page.
 
     Args:
-        mine: The card of the folder.
-        theirs: The card on the Hub.
-        base: The card as it was published last, empty if that is not known.
-        where: What the two are called.
+        page: The page.
+        fresh: The card that is to be written there, as it is generated.
+        base: What was published there last.
+        templates: Templates that its card may have been made with, beside hubtool's own.
 
     Raises:
-        OutputError: Both have been edited in one section, or the prose of one cannot be told.
+        OutputError: Its card cannot be read.
     """
-    here, there, before = read_prose(mine, where[0]), read_prose(theirs, where[1]), read_prose(base)
-    return {name: _merge_section(name, here, there, before, where) for name in {**there, **here}}
+    made = [known_generated(page.record, page.card, page.assets, each) for each in dict.fromkeys((templates, None))]
+    before = nearest([base.generated, *(each or "" for each in made)], page.card)
+    older = older_lines(page.record) if page.record is not None else {}
+    return read_own(page.card, Generated(fresh, before, older), page.name)
 
 
-def _merge_section(
-    name: str, here: dict[str, str], there: dict[str, str], before: dict[str, str], where: tuple[str, str]
-) -> str:
-    mine, theirs, base = (prose.get(name, "") for prose in (here, there, before))
-    if theirs.strip() in (base.strip(), mine.strip()):
-        return mine
-    if mine.strip() == base.strip():
-        return theirs
-    raise OutputError(
-        f"different prose in the section {name}",
-        where=f"{where[0]} and {where[1]}",
-        found=f"{_shown(mine)} and {_shown(theirs)}",
-        remedy=f"make the section equal in both, or run `hubtool card {where[1]} --push`, which keeps the repo's",
-    )
+def merge_page(made: Made, page: Page, base: Base, where: str, wording: Wording) -> str:
+    """The card for a page: generated, with what people wrote here and there.
+
+    Args:
+        made: The card of the folder.
+        page: The page.
+        base: What was published there last.
+        where: What the folder is called.
+        wording: How the card is worded; it says who may allow that something is replaced.
+
+    Raises:
+        OutputError: One section was edited in both, or the page's card cannot be kept, and nobody allows that.
+    """
+    theirs = read_page(page, made.generated, base, wording.templates)
+    mine = replace(made.own, lost=())  # nothing of it is lost that nobody has allowed
+    merged = merge_own(mine, theirs, base.read(made.generated), (where, page.name), wording.may_replace)
+    card = write_own(made.generated, merged)
+    require_kept(theirs, f"{page.name}: {CARD_FILE}", wording.may_replace, describe_change(page.card, card))
+    return card
 
 
-def _shown(prose: str) -> str:
-    line = " ".join(prose.split())
-    return repr(line if len(line) <= 60 else f"{line[:57]}...")
-
-
-def adopt_prose(hub: PatientHub, folder: Path, record: Record, to: Destination, *, write: bool) -> bool:
+def adopt_prose(
+    hub: PatientHub, made: tuple[Path, Record], to: Destination, *, write: bool, wording: Wording = PLAIN
+) -> bool:
     """Take into the card of a folder what was written on its page since; whether that is anything.
 
     Args:
         hub: The Hub.
-        folder: The finished folder.
-        record: Its record.
+        made: The finished folder and its record.
         to: Where it is to be published.
         write: Whether to change the card, or only to look.
+        wording: How the card is worded.
 
     Raises:
-        OutputError: Both have been edited in one section.
+        OutputError: One section was edited in both, or the page's card cannot be kept, and nobody allows that.
         HubError: The Hub refused, or could not be reached.
     """
+    folder, record = made
     state = State(folder, hub.api.endpoint, to.key)
     place = find_place(hub, to, state, release_title(record.recipe.name, record.plan.digest))
     if place.head is None or CARD_FILE not in place.files:
         return False
-    theirs = (read_hub_file(hub, to.repo, place.head, CARD_FILE) or b"").decode("utf-8", errors="replace")
+    page = find_page(hub, to.repo, place.head, place.files)
+    worded = replace(wording, templates=find_templates(folder, wording.templates))
+    fresh = make_folder_card(folder, record, worded)
+    require_kept(fresh.own, str(folder / CARD_FILE), wording.may_replace)
+    card = merge_page(fresh, page, read_base(folder, hub.api.endpoint, to.key), str(folder), worded)
     path = folder / CARD_FILE
-    mine = path.read_text("utf-8")
-    base = read_base(folder, hub.api.endpoint, to.key)
-    card = replace_prose(mine, merge_prose(mine, theirs, base, (str(folder), to.repo)))
-    if write and card != mine:
+    changed = not path.is_file() or path.read_bytes() != card.encode()
+    if write and changed:
+        keep_generated(folder, fresh.generated)
         write_beside(path, card.encode())
-    return card != mine
+    return changed
 
 
-def read_base(folder: Path, endpoint: str, destination: str) -> str:
-    """The card as it was last published from a folder to a destination of a Hub; empty if that is not known."""
-    path = _base_path(folder, endpoint, destination)
-    return path.read_text("utf-8") if path.is_file() else ""
+def find_page(hub: PatientHub, repo: str, commit: str, names: Collection[str]) -> Page:
+    """The card of a repo at a commit, and its record if that can be read.
+
+    Args:
+        hub: The Hub.
+        repo: `org/name`.
+        commit: The commit.
+        names: The files there.
+
+    Raises:
+        OutputError: The card is not UTF-8.
+        RecordError: There is a record that cannot be read.
+        HubError: The Hub refused, or could not be reached.
+    """
+
+    def read(name: str) -> bytes:
+        return (read_hub_file(hub, repo, commit, name) or b"") if name in names else b""
+
+    card, record = decode_card(read(CARD_FILE), f"{repo}: {CARD_FILE}"), read(RECORD_FILE)
+    assets = tuple(sorted(name for name in names if name.startswith(ASSETS_PREFIX)))
+    return Page(repo, card, decode_record(record) if record else None, assets)
 
 
-def keep_base(folder: Path, endpoint: str, destination: str, card: bytes) -> None:
-    """Keep a card as the one that was published last."""
-    path = _base_path(folder, endpoint, destination)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_beside(path, card)
+def read_base(folder: Path, endpoint: str, destination: str) -> Base:
+    """The card as it was last published from a folder to a destination of a Hub."""
+    texts = [
+        path.read_text("utf-8") if (path := _base_path(folder, endpoint, destination, suffix)).is_file() else ""
+        for suffix in (".md", ".generated.md")
+    ]
+    return Base(*texts)
 
 
-def _base_path(folder: Path, endpoint: str, destination: str) -> Path:
-    return kept_path(folder, CARDS_DIR, destination_key(endpoint, destination), ".md")
+def keep_base(folder: Path, endpoint: str, destination: str, card: bytes, generated: str | None = None) -> None:
+    """Keep a card as the one that was published last, and what of it was generated: what the folder's is by default."""
+    text = read_generated(folder, card.decode()) if generated is None else generated
+    for suffix, content in ((".generated.md", (text or "").encode()), (".md", card)):
+        path = _base_path(folder, endpoint, destination, suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_beside(path, content)
+
+
+def _base_path(folder: Path, endpoint: str, destination: str, suffix: str) -> Path:
+    return kept_path(folder, CARDS_DIR, destination_key(endpoint, destination), suffix)

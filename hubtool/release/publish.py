@@ -9,7 +9,7 @@ import huggingface_hub
 from huggingface_hub import HfApi
 
 from hubtool.card import check_publishable, current_evidence
-from hubtool.card.documents import Wording, address
+from hubtool.card.documents import PLAIN, Wording, address
 from hubtool.checkpoint.metadata import source_metadata
 from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import Source
@@ -36,6 +36,17 @@ PATIENCE = Patience()
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How something is published: the words of its card, and the patience with the Hub."""
+
+    wording: Wording = PLAIN
+    patience: Patience = PATIENCE
+
+
+USUAL = Manner()
+
+
+@dataclass(frozen=True)
 class Release:
     """A finished folder, published and verified."""
 
@@ -50,7 +61,7 @@ def publish_folder(
     converted: Converted,
     to: Destination,
     watch: Watch,
-    patience: Patience = PATIENCE,
+    manner: Manner = USUAL,
 ) -> Release:
     """Check, upload a finished folder in one commit, verify what the Hub then has, and tag it.
 
@@ -59,11 +70,11 @@ def publish_folder(
         HubError: The Hub refused, or could not be reached.
         VerificationError: The Hub has other bytes than the record says.
     """
-    hub = PatientHub(api, patience, watch.say)
-    converted = addressed(converted, to.repo)
+    hub = PatientHub(api, manner.patience, watch.say)
+    converted = addressed(converted, to.repo, manner.wording)
     folder, record = converted.folder, converted.record
     with watch.stage("check"):
-        if adopt_prose(hub, folder, record, to, write=True):
+        if adopt_prose(hub, (folder, record), to, write=True, wording=manner.wording):
             watch.say(f"{folder / CARD_FILE}: took in what was written on the page of {to.repo}")
         upload = Upload(hub, folder, record, to)
         require_private_folder(folder, record, to.repo)
@@ -81,15 +92,15 @@ def publish_folder(
     return Release(Converted(folder, record, converted.fresh), published, verification, tag)
 
 
-def addressed(converted: Converted, repo: str) -> Converted:
+def addressed(converted: Converted, repo: str, wording: Wording = PLAIN) -> Converted:
     """A finished folder whose documents say as what it is published; nothing is written if they do.
 
     Raises:
         OutputError: The prose of the card cannot be told from the rest; the disk is full.
     """
-    if converted.record.repo == repo:
+    if converted.record.repo == repo and wording == PLAIN:
         return converted
-    return replace(converted, record=address(converted.folder, converted.record, repo))
+    return replace(converted, record=address(converted.folder, converted.record, repo, wording=wording))
 
 
 def check_before(source: Source, repo: str, watch: Watch) -> None:
@@ -116,15 +127,17 @@ def look(api: huggingface_hub.HfApi, source: Source, job: Job, to: Destination, 
     return True, look_at_folder(api, Converted(job.folder, record, fresh=False), to, watch)
 
 
-def look_at_folder(api: huggingface_hub.HfApi, converted: Converted, to: Destination, watch: Watch) -> Outlook:
+def look_at_folder(
+    api: huggingface_hub.HfApi, converted: Converted, to: Destination, watch: Watch, manner: Manner = USUAL
+) -> Outlook:
     """What `publish_folder` would do, after all its checks; neither folder nor Hub are changed.
 
     Raises:
         OutputError: The folder is not as it was recorded, or must not be published.
         HubError: The Hub refused, or could not be reached.
     """
-    hub = PatientHub(api, PATIENCE, watch.say)
-    adopt_prose(hub, converted.folder, converted.record, to, write=False)
+    hub = PatientHub(api, manner.patience, watch.say)
+    adopt_prose(hub, (converted.folder, converted.record), to, write=False, wording=manner.wording)
     require_private_folder(converted.folder, converted.record, to.repo)
     return Upload(hub, converted.folder, converted.record, to).look()
 

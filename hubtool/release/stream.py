@@ -239,7 +239,7 @@ class Streaming:
         folder, to = self.job.folder, self.to
         if record.repo != to.repo:
             record = address(folder, record, to.repo)
-        if adopt_prose(self._hub, folder, record, to, write=True):
+        if adopt_prose(self._hub, (folder, record), to, write=True):
             self.watch.say(f"{folder / CARD_FILE}: took in what was written on the page of {to.repo}")
         require_private_folder(folder, record, to.repo, [name for name in sent])
         upload = Upload(self._hub, folder, record, to, sent)

@@ -7,12 +7,19 @@ import msgspec
 from huggingface_hub import HfApi
 
 import hubtool
-from hubtool.card.documents import documents_of
+from hubtool.card import render_card
+from hubtool.card.front import Entry, Front, read_front, write_front
+from hubtool.card.merge import write_own
+from hubtool.card.metadata import dump_metadata
+from hubtool.card.provenance import make_statements
+from hubtool.card.render import render_withdrawn
 from hubtool.hub.destination import Destination, Place, check_rights
 from hubtool.hub.patience import PatientHub
-from hubtool.hub.reader import read_hub_file, read_hub_record
+from hubtool.hub.reader import read_hub_record
+from hubtool.hub.rules import split_card
 from hubtool.progress import Watch
-from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, WithdrawnRecord, decode_record
+from hubtool.record import CARD_FILE, RECORD_FILE, Record, WithdrawnRecord, decode_record, encode_record
+from hubtool.release.prose import Base, Page, find_page, read_page
 from hubtool.release.publish import PATIENCE, Change, commit_documents
 
 
@@ -54,11 +61,37 @@ def withdraw(api: HfApi, repo: str, withdrawn: WithdrawnRecord, watch: Watch, *,
     to = Destination(repo)
     check_rights(hub, to, Place(True, bool(info.private), to.revision, head, True, {}), 0)
     marked = msgspec.structs.replace(record, withdrawn=withdrawn)
-    card = (read_hub_file(hub, repo, head, CARD_FILE) or b"").decode()
-    names = hub.attempt(repo, lambda: api.list_repo_files(repo))
-    pictures = [name for name in names if name.startswith(ASSETS_PREFIX)]
-    documents = documents_of(marked, card, pictures)
+    names = hub.attempt(repo, lambda: api.list_repo_files(repo, revision=head))
+    page = find_page(hub, repo, head, names)
+    documents = {
+        CARD_FILE: withdrawn_card(page, marked).encode(),
+        **make_statements(marked),
+        RECORD_FILE: encode_record(marked),
+    }
     assert decode_record(documents[RECORD_FILE]) == marked
     message = f"Withdraw with hubtool {hubtool.__version__}"
     commit = head if dry_run else commit_documents(hub, marked, documents, Change(repo, head, message))
     return Withdrawal(commit, tuple(documents))
+
+
+def withdrawn_card(page: Page, marked: Record) -> str:
+    """The card of a repo that says that it should no longer be used, and keeps all that people wrote there.
+
+    Where hubtool did not write the card, or another version of it with other templates, only that is added.
+    """
+    fresh = render_card(marked, assets=page.assets)
+    own = read_page(page, fresh, Base())
+    return write_own(fresh, own) if page.card and not own.lost else _add_mark(page.card, marked)
+
+
+def _add_mark(card: str, marked: Record) -> str:
+    """A card of anybody's with the mark before its text, and the new version in its front matter."""
+    assert marked.withdrawn is not None
+    front, body = read_front(card, CARD_FILE), split_card(card)[1]
+    new_version = marked.withdrawn.new_version
+    entries = dict(front.entries)
+    if new_version is not None:
+        entries["new_version"] = Entry(new_version, dump_metadata({"new_version": new_version}))
+    yaml = write_front(Front(), entries, {}, front.comments)
+    head = f"---\n{yaml}---\n" if yaml else ""
+    return f"{head}\n{render_withdrawn(marked)}\n\n{body.lstrip()}"

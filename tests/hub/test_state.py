@@ -68,5 +68,5 @@ def test_state_and_published_card_are_kept_for_the_same_hub(first: tuple[str, ..
         for endpoint in endpoints:
             known = endpoints == first
             assert State(tmp_path, endpoint, OF).blobs == ({"a": blob} if known else {})
-            assert read_base(tmp_path, endpoint, OF) == ("the card" if known else "")
-            assert read_base(tmp_path, endpoint, "org/name@other") == ""
+            assert read_base(tmp_path, endpoint, OF).card == ("the card" if known else "")
+            assert read_base(tmp_path, endpoint, "org/name@other").card == ""
