@@ -102,13 +102,17 @@ class RecipeRecord(_Strict, frozen=True):
 
 
 class ComponentRecord(_Strict, frozen=True):
-    """What one component comes to; `error` is the relative mean squared error, if it was measured."""
+    """What one component comes to; `error` is the relative mean squared error, if it was measured.
+
+    `weighted_error` is the same weighted by the inputs, where there are statistics of them.
+    """
 
     name: str
     parameters: int
     nbytes: NBytes
     formats: tuple[str, ...]
     error: float | None = None
+    weighted_error: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class LayerRecord(_Strict, frozen=True):
@@ -169,10 +173,78 @@ class WeightErrorRecord(_Strict, frozen=True):
     Attributes:
         every_row: Every how many-th row of a matrix was measured: 1 for all.
         tensors: By tensor; what is not quantized has no error and is left out.
+        weighted: The same with each channel weighted by the mean square of its inputs, of those that have statistics.
     """
 
     every_row: int
     tensors: dict[str, float]
+    weighted: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+
+
+class TextRecord(_Strict, frozen=True):
+    """A text that the model read while it was calibrated.
+
+    Attributes:
+        name: The file's name, or `org/name: file` of a dataset on the Hub.
+        commit: Of the dataset, None for a file of one's own.
+        sha256: Of the file.
+        tokens: That were taken from it.
+    """
+
+    name: str
+    commit: str | None
+    sha256: SHA256
+    tokens: int
+
+
+class Calibration(_Strict, frozen=True):
+    """How statistics were made.
+
+    Attributes:
+        repo: `org/name` of the model that read the texts, if known.
+        commit: Its commit, if known.
+        model_type: config.json's `model_type`.
+        texts: What it read.
+        tokens: How many tokens in all.
+        window: Tokens of one sequence.
+        tokens_sha256: SHA-256 of the token ids as little-endian int32, in the order in which they were read.
+        versions: hubtool and the libraries, and MLX's backend.
+    """
+
+    repo: str | None
+    commit: str | None
+    model_type: str
+    texts: tuple[TextRecord, ...]
+    tokens: int
+    window: int
+    tokens_sha256: SHA256
+    versions: dict[str, str]
+
+
+class FitRecord(_Strict, frozen=True):
+    """How scales and biases were fitted to the inputs of the weights.
+
+    Attributes:
+        method: The quantizer.
+        candidates: What it tried.
+        statistics: SHA-256 of the file of statistics.
+        calibration: How that was made.
+        fitted: Tensors that were fitted.
+        nearest: Tensors that were quantized without statistics.
+        experts: Experts whose weights were fitted, counted in each stack; 0 without experts.
+        least_tokens: Tokens that the least used of them saw; of all tensors' inputs where there are no experts.
+        unseen: Experts that saw none, and took the mean of their stack.
+    """
+
+    method: str
+    candidates: str
+    statistics: SHA256
+    calibration: Calibration
+    fitted: int
+    nearest: int
+    experts: int
+    least_tokens: int
+    unseen: int
 
 
 class MeasuredRecord(_Strict, frozen=True):
@@ -261,6 +333,7 @@ class Record(_Strict, frozen=True):
         files: Every file of the folder but those that are made from the record: see `is_derived`.
         evidence: Validations, in the order in which they were made.
         weight_error: How far quantizing went from the source, None if nothing was quantized or it was not measured.
+        fit: How scales were fitted to the weights' inputs, unset if they were not.
         repo: `org/name` that it is published as, if that is decided.
         siblings: The other variants of its release.
         withdrawn: Why it should no longer be used, None if it may be.
@@ -275,6 +348,7 @@ class Record(_Strict, frozen=True):
     files: tuple[FileRecord, ...]
     evidence: tuple[Evidence, ...] = ()
     weight_error: WeightErrorRecord | None = None
+    fit: FitRecord | msgspec.UnsetType = msgspec.UNSET
     repo: str | None = None
     siblings: tuple[SiblingRecord, ...] = ()
     withdrawn: WithdrawnRecord | None = None

@@ -11,6 +11,9 @@ from hubtool.hub.rules import is_repo_id
 from hubtool.record import RECORD_FILE, Evidence, Record
 from hubtool.resources import recipes_dir, with_base
 
+STATISTICS_FILE = "statistics.safetensors"
+"""What a card's commands call the file of statistics; the record has its SHA-256."""
+
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 _PLAIN_VERSION = re.compile(r"\d+(?:\.\d+)*(?:[a-z]+\d+)*")
 
@@ -79,12 +82,13 @@ def _conversion(record: Record) -> str | None:
     if not source.repo or not is_repo_id(source.repo) or not all(map(_PLAIN_VERSION.fullmatch, versions.values())):
         return None
     revision = f"@{source.commit}" if source.commit else ""
+    options = f"--recipe {shlex.quote(recipe)}" + (f" --statistics {STATISTICS_FILE}" if record.fit else "")
     out = (record.repo or f"{source.repo}-{record.recipe.name}").rpartition("/")[2]
     return fenced(
         [
             f"pip install {' '.join(f'{name}=={version}' for name, version in versions.items())}",
             *lines,
-            f"hubtool convert {source.repo}{revision} --recipe {shlex.quote(recipe)} --out {shlex.quote(out)}",
+            f"hubtool convert {source.repo}{revision} {options} --out {shlex.quote(out)}",
         ],
         "sh",
     )

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import msgspec
+
 from hubtool import units
 from hubtool.card.claims import current_evidence, describe_machine, describe_nbytes, describe_versions
-from hubtool.card.markdown import code, escape
+from hubtool.card.markdown import code, escape, link
 from hubtool.checkpoint.tensors import DTYPE_NBYTES
-from hubtool.record import ComponentRecord, Evidence, MeasuredRecord, Record
+from hubtool.record import ComponentRecord, Evidence, FitRecord, MeasuredRecord, Record
 
 NOT_RECORDED = "not recorded"
 
@@ -110,6 +112,7 @@ def recipe_section(record: Record) -> Section:
     facts += total_rows(record.measured)
     facts.append(("Made with", describe_versions(record.versions)))
     measured_error = any(component.error is not None for component in plan.components)
+    weighted = any(component.weighted_error is not msgspec.UNSET for component in plan.components)
     rows = [
         (
             escape(component.name),
@@ -117,24 +120,73 @@ def recipe_section(record: Record) -> Section:
             units.format_count(component.parameters),
             units.format_bits(units.effective_bits(component.nbytes, component.parameters)),
             units.format_count(component.nbytes),
+            *([_weighted(component)] if weighted else []),
             *([_error(component)] if measured_error else []),
         )
         for component in plan.components
     ]
-    numbers = ("Parameters", "Bits", "Bytes", *(["Error"] if measured_error else []))
+    numbers = (
+        "Parameters",
+        "Bits",
+        "Bytes",
+        *(["Weighted error"] if weighted else []),
+        *(["Error"] if measured_error else []),
+    )
     return {
         "description": escape(recipe.description),
-        "error": _error_note(record) if measured_error else "",
+        "error": _error_note(record, weighted=weighted) if measured_error else "",
+        "fit": fit_note(record),
         "facts": facts,
         "head": [*TEXT_COLUMNS, *((name, "---:") for name in numbers)],
         "components": rows,
     }
 
 
-def _error_note(record: Record) -> str:
+def _error_note(record: Record, *, weighted: bool) -> str:
     rows = record.weight_error.every_row if record.weight_error else 0
     sample = {0: "", 1: ", over every row"}.get(rows, f", over one row in {rows}")
-    return f"Error is the relative mean squared error of the stored weights against the decoded source{sample}."
+    note = f"Error is the relative mean squared error of the stored weights against the decoded source{sample}."
+    if weighted:
+        note += (
+            " Weighted error is the same with each channel weighted by the mean square of its inputs: what the outputs "
+            "feel. Error alone says little about quality, and is a check of the bytes."
+        )
+    return note
+
+
+def fit_note(record: Record) -> str:
+    """How the scales were fitted, to what, and how much of it each expert saw; empty if they were not."""
+    fit = record.fit
+    if not fit:
+        return ""
+    calibration = fit.calibration
+    texts = ", ".join(f"{code(text.name)} (SHA-256 {code(text.sha256)})" for text in calibration.texts)
+    model = link(calibration.repo) if calibration.repo else f"a {escape(calibration.model_type)} checkpoint"
+    tokens = f"{units.format_count(calibration.tokens)} tokens"
+    note = (
+        f"Scales and biases of {units.format_count(fit.fitted)} tensors were fitted ({escape(fit.method)}) so that the "
+        f"error weighted by the inputs is least, which {model} had when it read {tokens} of {texts}. "
+        f"Statistics: SHA-256 {code(fit.statistics)}. {_coverage(fit)}"
+    )
+    if fit.nearest:
+        note += f" {units.format_count(fit.nearest)} tensors without statistics were quantized by MLX's own rule."
+    return note
+
+
+def _coverage(fit: FitRecord) -> str:
+    least = f"{units.format_count(fit.least_tokens)} tokens"
+    if not fit.experts:
+        return f"Every input was seen with at least {least}."
+    if not fit.unseen:
+        return f"Every expert saw at least {least}."
+    unseen = f"{units.format_count(fit.unseen)} of {units.format_count(fit.experts)} experts' matrices"
+    return f"{unseen} saw no token and took the mean of their layer."
+
+
+def _weighted(component: ComponentRecord) -> str:
+    if isinstance(component.weighted_error, msgspec.UnsetType):
+        return "no statistics" if component.formats else "not quantized"
+    return f"{component.weighted_error:.2e}"
 
 
 def _error(component: ComponentRecord) -> str:

@@ -97,6 +97,7 @@ def view_unrecorded(found: Unrecorded) -> Section:
         "recipe": {
             "description": "",
             "error": "",
+            "fit": "",
             "facts": [("Recipe", NOT_RECORDED), *total_rows(measured), ("Made with", NOT_RECORDED)],
             "head": columns,
             "components": [

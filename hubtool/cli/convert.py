@@ -15,6 +15,7 @@ from hubtool.cli.options import (
     effort_options,
     recipes_option,
     source_argument,
+    statistics_option,
     with_console,
 )
 from hubtool.errors import UsageError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @click.command("convert")
 @source_argument
 @recipes_option
+@statistics_option
 @click.option("--out", type=FOLDER, help="The folder to make, or to go on with, for one recipe.")
 @click.option("--out-root", type=FOLDER, help="Where each recipe gets a folder of its name: one pass over the source.")
 @base_model_option
@@ -37,6 +39,7 @@ def command(
     console: Console,
     source: str,
     recipes: tuple[str, ...],
+    statistics: Path | None,
     out: Path | None,
     out_root: Path | None,
     base_model: str | None,
@@ -58,7 +61,7 @@ def command(
     with closing(
         open_source(source, base_model, out=download_to, disk_limit=disk_limit, keep_source=keep_source)
     ) as opened:
-        plans = plan_source(opened, recipes)
+        plans = plan_source(opened, recipes, statistics)
         work = [Job(plan, out or Path(out_root or "", plan.recipe.name)) for plan in plans]
         if len({job.folder for job in work}) < len(work):
             raise UsageError("two recipes of one name", where="--recipe", found=", ".join(recipes))

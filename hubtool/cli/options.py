@@ -80,6 +80,13 @@ recipes_option = click.option(
 )
 
 
+statistics_option = click.option(
+    "--statistics",
+    type=EXISTING_FILE,
+    help="Fit the scales of affine formats to these statistics, as `hubtool calibrate` writes them.",
+)
+
+
 def _default_jobs(context: click.Context, parameter: click.Parameter, value: int | None) -> int:
     from hubtool.convert.device import default_jobs
 

@@ -1,13 +1,21 @@
 """`hubtool plan`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hubtool import units
 from hubtool.cli.console import Console, table
-from hubtool.cli.options import base_model_option, jobs_option, recipes_option, source_argument, with_console
+from hubtool.cli.options import (
+    base_model_option,
+    jobs_option,
+    recipes_option,
+    source_argument,
+    statistics_option,
+    with_console,
+)
 
 if TYPE_CHECKING:
     from hubtool.checkpoint.source import Source
@@ -17,16 +25,24 @@ if TYPE_CHECKING:
 @click.command("plan")
 @source_argument
 @recipes_option
+@statistics_option
 @base_model_option
 @jobs_option
 @with_console
-def command(console: Console, source: str, recipes: tuple[str, ...], base_model: str | None, jobs: int) -> None:
+def command(
+    console: Console,
+    source: str,
+    recipes: tuple[str, ...],
+    statistics: Path | None,
+    base_model: str | None,
+    jobs: int,
+) -> None:
     """Foretell sizes, bits and shards, from config.json and headers alone."""
     from hubtool.checkpoint.open import open_source
     from hubtool.plan.plan import plan_source
 
     opened = open_source(source, base_model)
-    plans = plan_source(opened, recipes)
+    plans = plan_source(opened, recipes, statistics)
     documents = [plan_document(opened, plan, jobs) for plan in plans]
     console.answer(documents if len(documents) > 1 else documents[0], lambda: _text(plans, documents))
 

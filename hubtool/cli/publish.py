@@ -16,6 +16,7 @@ from hubtool.cli.options import (
     base_model_option,
     download_options,
     effort_options,
+    statistics_option,
     with_console,
     yes_option,
 )
@@ -45,6 +46,7 @@ RELEASE_OPTIONS = frozenset(
 @click.command("publish")
 @click.argument("source", metavar="FOLDER|ORG/NAME[@REVISION]|RELEASE.toml")
 @click.option("--recipe", metavar="NAME|FILE.toml", help="How the weights are stored.")
+@statistics_option
 @destination_options
 @click.option("--out", "folder", type=FOLDER, help="The folder to make.  [default: ./NAME of the repo]")
 @base_model_option
@@ -62,6 +64,7 @@ def command(
     console: Console,
     source: str,
     recipe: str | None,
+    statistics: Path | None,
     to: "Destination | None",
     folder: Path | None,
     base_model: str | None,
@@ -99,7 +102,7 @@ def command(
     console.log_to(folder)
     with closing(open_source(source, base_model, out=folder, disk_limit=disk_limit, keep_source=keep_source)) as opened:
         check_before(opened, to.repo, console)
-        (plan,) = plan_source(opened, [recipe])
+        (plan,) = plan_source(opened, [recipe], statistics)
         run = _Run(hub, opened, plan, folder, to, effort, sign_key)
         if stream and sign_key:
             raise UsageError("a streamed folder cannot be signed: its shards never lie here", where="--sign")

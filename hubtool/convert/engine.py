@@ -83,7 +83,13 @@ def _narrowed(step: Step, piece: Piece) -> Step:
         return step
     stacked = parameter.stacked or len(parts) > 1
     shape = (len(parts), *parameter.part_shape) if stacked else parameter.part_shape
-    return replace(step, parameter=replace(parameter, parts=parts, shape=shape))
+    inputs = step.inputs
+    if (
+        inputs is not None and len(inputs.count) > 1
+    ):  # the inputs of a stack's experts, or of groups of each of its parts
+        blocks = len(inputs.count) // len(parameter.parts)
+        inputs = inputs.narrowed(piece.first_part * blocks, piece.parts * blocks)
+    return replace(step, parameter=replace(parameter, parts=parts, shape=shape), inputs=inputs)
 
 
 def _make(source: Source, piece: Piece, steps: Sequence[Step], error_rows: int) -> MadePiece:

@@ -29,7 +29,7 @@ Checksum = Annotated[int, msgspec.Meta(ge=0)]
 class _PieceLine(msgspec.Struct, tag="piece", frozen=True, array_like=True):
     number: int
     checksums: tuple[Checksum, ...]
-    errors: tuple[float, float] | None = None
+    errors: tuple[float, ...] | None = None
 
 
 class _ShardLine(msgspec.Struct, tag="shard", frozen=True, array_like=True):
@@ -51,13 +51,14 @@ class Progress:
 
     Attributes:
         pieces: Checksums (CRC-32) of the bytes written for each output, by piece number.
-        errors: Squared error and squared weight summed over the rows that were measured, by piece number.
+        errors: Squared error and squared weight summed over the rows that were measured, by piece number; where
+            inputs are known, also both weighted by them.
         unverified: Files of the source of which parts were read without their file's hash having been checked.
         shards: SHA-256 and time of the last change (nanoseconds) of the finished shards, by file name.
     """
 
     pieces: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    errors: dict[int, tuple[float, float]] = field(default_factory=dict)
+    errors: dict[int, tuple[float, ...]] = field(default_factory=dict)
     shards: dict[str, tuple[str, int]] = field(default_factory=dict)
     unverified: set[str] = field(default_factory=set)
 
@@ -115,7 +116,7 @@ class Journal:
                 self._append(_UnverifiedLine(file))
             self._unverified |= files
 
-    def piece_done(self, number: int, checksums: tuple[int, ...], errors: tuple[float, float] | None) -> None:
+    def piece_done(self, number: int, checksums: tuple[int, ...], errors: tuple[float, ...] | None) -> None:
         """Write down that a piece's outputs were written; JSON has no words for errors that are not finite."""
         assert errors is None or all(map(isfinite, errors)), (number, errors)
         self._append(_PieceLine(number, checksums, errors))

@@ -31,6 +31,7 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         mlx: MLX's version: another may round differently.
         error_rows: Every how many-th row's error is measured, in every run: 1 for all, 0 for none.
         commit: The source's commit then, if it was known; the same bytes may since stand under another.
+        statistics: SHA-256 of the statistics that scales are fitted to; None if they are not fitted.
     """
 
     plan: str
@@ -40,6 +41,7 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mlx: str
     error_rows: int
     commit: str | None
+    statistics: str | None = None
 
 
 def source_signature(source: Source) -> str:
@@ -82,7 +84,17 @@ def check_folder(job: Job, source: Source) -> None:
 def make_origin(plan: Plan, source: Source, error_rows: int = ERROR_ROWS) -> Origin:
     """What decides the bytes that a plan over a source comes to on this machine."""
     backend, mlx = require_backend(), importlib.metadata.version("mlx")
-    return Origin(plan.digest, source_signature(source), BYTE_FORMAT, backend, mlx, error_rows, source.identity.commit)
+    fitted = plan.statistics is not None and any(step.fit != "nearest" for step in plan.steps)
+    return Origin(
+        plan=plan.digest,
+        source=source_signature(source),
+        byte_format=BYTE_FORMAT,
+        backend=backend,
+        mlx=mlx,
+        error_rows=error_rows,
+        commit=source.identity.commit,
+        statistics=plan.statistics.digest if plan.statistics and fitted else None,
+    )
 
 
 def begun_error_rows(work: Sequence[Job], error_rows: int) -> int:
@@ -154,4 +166,10 @@ def describe_change(begun: Origin, now: Origin) -> Mapping[str, str]:
     }
     if begun.commit and now.commit and begun.commit != now.commit:
         words["source"] += f" between commit {begun.commit} and {now.commit}"
+    if begun.statistics != now.statistics:
+        words["plan"] = f"scales were fitted {_spoken_statistics(begun)} and are fitted {_spoken_statistics(now)}"
     return {name: text for name, text in words.items() if getattr(begun, name) != getattr(now, name)}
+
+
+def _spoken_statistics(origin: Origin) -> str:
+    return f"to the statistics {origin.statistics[:12]}" if origin.statistics else "to none"

@@ -14,8 +14,17 @@ import numpy.typing as npt
 from hubtool.checkpoint.source import Source
 from hubtool.convert import decode
 from hubtool.convert.device import decodes_on_device
-from hubtool.convert.hints import Hints
-from hubtool.convert.quantize import MLX_DTYPES, QUANTIZERS, Array, dequantize, from_bytes, squared_error, to_numpy
+from hubtool.convert.hints import Hints, PieceHints
+from hubtool.convert.quantize import (
+    MLX_DTYPES,
+    QUANTIZERS,
+    Array,
+    dequantize,
+    from_bytes,
+    squared_error,
+    to_numpy,
+    weighted_error,
+)
 from hubtool.errors import SourceError
 from hubtool.models import Parameter
 from hubtool.plan.format import lossless_format
@@ -42,8 +51,9 @@ TILE_ROWS = 128
 ERROR_TILE_ROWS = 64
 """Rows of a sample that are compared at once: what that takes in float32 is little beside a tile."""
 
-ErrorSums = tuple[float, float]
-"""Squared error and squared weight, each summed over the rows that were measured."""
+ErrorSums = tuple[float, ...]
+"""Squared error and squared weight, each summed over the rows that were measured; where the inputs are known, both also
+weighted by them."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +97,18 @@ class PieceMaker:
             SourceError: The bytes cannot be read, or they or a scale or bias made of them are not finite.
         """
         loaded = _Loaded(self, piece, steps[0])
-        made: dict[tuple[str, object], Made] = {}
+        made: dict[object, Made] = {}
         for step in steps:
             if step.how == "copy":
-                made[step.how, step.format] = Made((loaded.raw,))
+                made[step.made_as] = Made((loaded.raw,))
             elif step.how == "repack":
-                made[step.how, step.format] = Made(loaded.repacked())
-        computed = list(
-            {(step.how, step.format): step for step in steps if (step.how, step.format) not in made}.values()
-        )
+                made[step.made_as] = Made(loaded.repacked())
+        computed = list({step.made_as: step for step in steps if step.made_as not in made}.values())
         if computed:
             with mx.stream(self._stream):
-                results = self._compute(loaded, computed)
-            made |= {(step.how, step.format): result for step, result in zip(computed, results, strict=True)}
-        return [made[step.how, step.format] for step in steps]
+                results = self._compute(loaded, [(step, PieceHints.known(step, piece)) for step in computed])
+            made |= {step.made_as: result for step, result in zip(computed, results, strict=True)}
+        return [made[step.made_as] for step in steps]
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: Any = np.uint8) -> npt.NDArray[Any]:
         """An array in the buffer of that name; what it held before is lost."""
@@ -119,8 +127,9 @@ class PieceMaker:
             self._source.read_into(stored.file, stored.offset + start * row_nbytes, part.data.cast("B"))
         return buffer.reshape(-1, row_nbytes)
 
-    def _compute(self, loaded: "_Loaded", steps: Sequence[Step]) -> list[Made]:
+    def _compute(self, loaded: "_Loaded", work: Sequence[tuple[Step, PieceHints | None]]) -> list[Made]:
         """Decode tile by tile, and make of each tile what every step wants, and what that lost."""
+        steps = [step for step, _ in work]
         outputs: list[tuple[Array, ...]] = [() for _ in steps]
         sums: list[ErrorSums | None] = [None for _ in steps]
         checked = loaded.can_overflow or (loaded.scale is None and any(step.how == "quantize" for step in steps))
@@ -129,8 +138,8 @@ class PieceMaker:
             if checked:
                 (bits,) = to_numpy([values.astype(mx.bfloat16)])
                 loaded.refuse_infinities(bits, start)
-            for number, step in enumerate(steps):
-                stored = _store(values, step)
+            for number, (step, hints) in enumerate(work):
+                stored = _store(values, step, hints, start)
                 arrays = to_numpy(stored)
                 if not outputs[number]:
                     outputs[number] = tuple(
@@ -140,23 +149,31 @@ class PieceMaker:
                 for output, array in zip(outputs[number], arrays, strict=True):
                     output[start:stop] = array
                 if step.how == "quantize" and self._error_rows:
-                    error, energy = self._error_sums(values, stored, step, start)
-                    before = sums[number] or (0.0, 0.0)
-                    sums[number] = before[0] + error, before[1] + energy
+                    lost = self._error_sums(values, stored, (step, hints), start)
+                    before = sums[number]
+                    sums[number] = lost if before is None else tuple(map(sum, zip(before, lost, strict=True)))
         for step, made, error_sums in zip(steps, outputs, sums, strict=True):
             if step.how == "quantize":
                 _refuse_scales(made[1:], step, loaded.weights)
                 _refuse_overflow(error_sums, loaded.weights)
         return [Made(arrays, error) for arrays, error in zip(outputs, sums, strict=True)]
 
-    def _error_sums(self, values: mx.array, stored: Sequence[mx.array], step: Step, start: int) -> ErrorSums:
+    def _error_sums(
+        self, values: mx.array, stored: Sequence[mx.array], work: tuple[Step, PieceHints | None], start: int
+    ) -> ErrorSums:
         """What quantizing lost on the sample among the rows of a tile that begins with row `start` of the piece."""
-        error = energy = 0.0
-        for first in range(-start % self._error_rows, len(values), ERROR_TILE_ROWS * self._error_rows):
-            rows = slice(first, first + ERROR_TILE_ROWS * self._error_rows, self._error_rows)
-            lost, weight = to_numpy(squared_error(values[rows], [array[rows] for array in stored], step.format))
-            error, energy = error + float(lost), energy + float(weight)
-        return error, energy
+        step, hints = work
+        sums = np.zeros(2 if hints is None else 4)
+        span = ERROR_TILE_ROWS * self._error_rows
+        for first in range(-start % self._error_rows, len(values), span):
+            rows = range(len(values))[first : first + span : self._error_rows]
+            index = slice(rows.start, rows.stop, rows.step)
+            sample, arrays = values[index], [array[index] for array in stored]
+            sums[:2] += to_numpy(squared_error(sample, arrays, step.format))
+            if hints is not None:
+                moments = hints.moments(range(start + rows.start, start + rows.stop, rows.step))
+                sums[2:] += to_numpy(weighted_error(sample, arrays, step.format, mx.array(moments)))
+        return tuple(map(float, sums))
 
     def _decode(self, loaded: "_Loaded", rows: slice) -> mx.array:
         """Rows on MLX's device: bfloat16 where they are encoded, else as published."""
@@ -173,11 +190,16 @@ class PieceMaker:
         return mx.array(decode.decode_fp8(raw, scale, (1, parameter.block[1]))).view(mx.bfloat16)
 
 
-def _store(values: mx.array, step: Step) -> Sequence[mx.array]:
-    """What a step stores of some rows; what is quantized is BF16 first, as its scales are."""
+def _store(values: mx.array, step: Step, hints: PieceHints | None, start: int) -> Sequence[mx.array]:
+    """What a step stores of the rows of a piece from `start` on; what is quantized is BF16 first, as its scales are."""
     if step.how == "cast":
         return [values.astype(MLX_DTYPES[step.outputs[0].spec.dtype])]
-    return QUANTIZERS["nearest"](values.astype(mx.bfloat16), step.format, Hints())
+    quantizer, narrow = QUANTIZERS[step.fit], values.astype(mx.bfloat16)
+    if hints is None or step.fit == "nearest":
+        return quantizer(narrow, step.format, Hints())
+    runs = hints.runs(start, start + len(values))
+    made = [quantizer(narrow[rows], step.format, each) for rows, each in runs]
+    return made[0] if len(made) == 1 else [mx.concatenate(list(each)) for each in zip(*made, strict=True)]
 
 
 class _Loaded:

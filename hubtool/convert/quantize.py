@@ -58,3 +58,17 @@ def squared_error(values: mx.array, arrays: Sequence[mx.array], form: Format) ->
     """
     sample = values.astype(mx.float32)
     return mx.square(dequantize(arrays, form, mx.float32) - sample).sum(), mx.square(sample).sum()
+
+
+def weighted_error(
+    values: mx.array, arrays: Sequence[mx.array], form: Format, moments: mx.array
+) -> tuple[mx.array, mx.array]:
+    """The same sums with each channel weighted by `moments`, [out or 1, in].
+
+    The stored scale and bias count as they are, as in a product that is summed up in float32: MLX's own rounding of
+    dequantized weights to bfloat16 is left out.
+    """
+    exact = [arrays[0], *(array.astype(mx.float32) for array in arrays[1:])] if form.has_biases else arrays
+    sample = values.astype(mx.float32)
+    lost = mx.square(dequantize(exact, form, mx.float32) - sample)
+    return (moments * lost).sum(), (moments * mx.square(sample)).sum()

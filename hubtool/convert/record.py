@@ -25,7 +25,7 @@ from hubtool.errors import OutputError, SourceError
 from hubtool.files.formats import decode_json
 from hubtool.files.whole import write_beside
 from hubtool.models import Component, Parameter, architecture_of
-from hubtool.plan.plan import Plan
+from hubtool.plan.plan import FIT_CANDIDATES, Plan
 from hubtool.record import (
     CARD_FILE,
     SCHEMA,
@@ -33,6 +33,7 @@ from hubtool.record import (
     ComponentRecord,
     DroppedRecord,
     FileRecord,
+    FitRecord,
     LayerRecord,
     PlanRecord,
     RecipeRecord,
@@ -188,6 +189,7 @@ def record_findings(source: Source, plan: Plan, findings: Findings) -> Record:
         measured=measurement.facts,
         files=findings.files,
         weight_error=errors.record(findings.error_rows),
+        fit=fit_record(plan),
     )
 
 
@@ -196,26 +198,57 @@ class _Errors:
 
     def __init__(self, plan: Plan, progress: Progress | None) -> None:
         self._plan = plan
-        self._sums: dict[int, tuple[float, float]] = {}
+        self._sums: dict[int, tuple[float, ...]] = {}
         numbers = progress.errors if progress else {}
         for number, piece in enumerate(plan.pieces() if numbers else ()):
             if number in numbers:
-                error, weight = self._sums.get(piece.step, (0.0, 0.0))
-                self._sums[piece.step] = error + numbers[number][0], weight + numbers[number][1]
+                self._sums[piece.step] = _added(self._sums.get(piece.step), numbers[number])
 
-    def by(self, key: Callable[[Parameter], Any]) -> dict[Any, float]:
-        """Relative mean squared error by what `key` makes of a parameter, over all that was quantized."""
-        sums: dict[Any, tuple[float, float]] = {}
-        for index, (error, weight) in self._sums.items():
-            group = key(self._plan.steps[index].parameter)
-            before = sums.get(group, (0.0, 0.0))
-            sums[group] = before[0] + error, before[1] + weight
+    def by(self, key: Callable[[Parameter], Any], *, weighted: bool = False) -> dict[Any, float]:
+        """Relative mean squared error by what `key` makes of a parameter, over all that was quantized.
+
+        With `weighted`, each channel counts as calibration saw it, over all whose input is known.
+        """
+        first = 2 if weighted else 0
+        sums: dict[Any, tuple[float, ...]] = {}
+        for index, each in self._sums.items():
+            if each[first:]:
+                group = key(self._plan.steps[index].parameter)
+                sums[group] = _added(sums.get(group), each[first : first + 2])
         return {group: _round(error / weight) for group, (error, weight) in sums.items() if weight}
 
     def record(self, rows: int) -> WeightErrorRecord | None:
         """What goes into the record, None if nothing was measured."""
         tensors = self.by(lambda parameter: parameter.path)
-        return WeightErrorRecord(every_row=rows, tensors=tensors) if tensors else None
+        weighted = self.by(lambda parameter: parameter.path, weighted=True)
+        if not tensors:
+            return None
+        return WeightErrorRecord(every_row=rows, tensors=tensors, weighted=weighted or msgspec.UNSET)
+
+
+def _added(before: tuple[float, ...] | None, sums: tuple[float, ...]) -> tuple[float, ...]:
+    return sums if before is None else tuple(map(sum, zip(before, sums, strict=True)))
+
+
+def fit_record(plan: Plan) -> FitRecord | msgspec.UnsetType:
+    """How a plan's scales are fitted, unset if none is."""
+    quantized = [step for step in plan.steps if step.how == "quantize"]
+    fitted = [step for step in quantized if step.fit != "nearest"]
+    if not fitted or plan.statistics is None:
+        return msgspec.UNSET
+    counts = [step.inputs.count for step in fitted if step.inputs]
+    stacks = [count for count in counts if len(count) > 1]
+    return FitRecord(
+        method=fitted[0].fit,
+        candidates=FIT_CANDIDATES,
+        statistics=plan.statistics.digest,
+        calibration=plan.statistics.calibration,
+        fitted=len(fitted),
+        nearest=len(quantized) - len(fitted),
+        experts=sum(map(len, stacks)),
+        least_tokens=min(min(count) for count in stacks or counts),
+        unseen=sum(count.count(0) for count in stacks),
+    )
 
 
 def _round(value: float) -> float:
@@ -227,6 +260,7 @@ def plan_record(plan: Plan, errors: _Errors | None = None) -> PlanRecord:
     """What of a plan goes into the record, with the errors that were measured."""
     errors = errors or _Errors(plan, None)
     component_errors = errors.by(lambda parameter: parameter.component)
+    weighted_errors = errors.by(lambda parameter: parameter.component, weighted=True)
     quantization = plan.quantization() or {}
     return PlanRecord(
         digest=plan.digest,
@@ -245,6 +279,7 @@ def plan_record(plan: Plan, errors: _Errors | None = None) -> PlanRecord:
                 nbytes=share.nbytes,
                 formats=share.formats,
                 error=component_errors.get(share.component),
+                weighted_error=weighted_errors.get(share.component, msgspec.UNSET),
             )
             for share in plan.shares
         ),

@@ -15,6 +15,9 @@ Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4", "bfloat16", "float32", "publ
 FIXED_FORMATS: Mapping[str, tuple[int, int]] = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 """Bits and group size of MLX's modes that have no choice of them (`mx.quantize`)."""
 
+FITTED_MODES: tuple[Mode, ...] = ("affine",)
+"""Modes whose scales can be fitted to statistics."""
+
 _SPOKEN = {"published": "as published", "repack": "repacked without loss"}
 _CAST_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 

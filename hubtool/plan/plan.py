@@ -9,19 +9,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import msgspec
 
 from hubtool import units
 from hubtool.checkpoint.source import Source
+from hubtool.checkpoint.statistics import Inputs, Statistics
 from hubtool.checkpoint.tensors import DTYPE_NBYTES, TensorSpec, encode_header
 from hubtool.errors import RecipeError
 from hubtool.models import Component, Model, OwnFormat, Parameter, read_model
 from hubtool.plan import mlx
+from hubtool.plan.fitting import choose_fit
 from hubtool.plan.format import PUBLISHED, Format, Mode, lossless_format
 from hubtool.plan.recipe import Recipe, load_recipe
-from hubtool.plan.rule import Rule
+from hubtool.plan.rule import Fit, Rule
 
 SHARD_NBYTES = 5 * units.GIB
 """Most bytes of tensors in a shard (`MAX_FILE_SIZE_GB = 5` of mlx_lm/utils.py, which counts in GiB)."""
@@ -37,6 +40,12 @@ SOURCE_TENSOR_NBYTES = 800
 
 TILE_NBYTES = 22 * units.MIB
 """What a thread that decodes or quantizes needs beside the piece: a tile, and MLX's arrays made of it."""
+
+FIT_NBYTES = 8 * units.MIB
+"""What fitting scales needs beside that: some arrays of a chunk of weights, in float32 and float64."""
+
+FIT_CANDIDATES = "1"
+"""Changes whenever the same statistics would give other scales than before."""
 
 How = Literal["copy", "cast", "repack", "quantize"]
 
@@ -84,6 +93,8 @@ class Step:
             mxfp4, FP8 to mxfp8, without loss) or `quantize` (decoded to BF16, then `mx.quantize`).
         outputs: weight, and where quantized scales, and where affine biases.
         kept: Why it stays as published although a rule would quantize it, empty where none would.
+        fit: How the scales are found, where it is quantized.
+        inputs: What calibration measured of its input, None if that is not known.
     """
 
     parameter: Parameter
@@ -91,6 +102,13 @@ class Step:
     how: How
     outputs: tuple[OutputTensor, ...]
     kept: str = ""
+    fit: Fit = "nearest"
+    inputs: Inputs | None = None
+
+    @property
+    def made_as(self) -> tuple[How, Format, Fit, Inputs | None]:
+        """What steps of several plans for one parameter share if they store the same bytes and measure the same."""
+        return self.how, self.format, self.fit, self.inputs
 
     @property
     def nbytes(self) -> int:
@@ -192,12 +210,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model, a recipe, and every byte that follows from them."""
+    """A model, a recipe, statistics where scales are fitted to them, and every byte that follows."""
 
     model: Model
     recipe: Recipe
     steps: tuple[Step, ...]
     shards: tuple[Shard, ...]
+    statistics: Statistics | None = None
 
     @cached_property
     def nbytes(self) -> int:
@@ -284,6 +303,8 @@ class Plan:
             digest.update(f"{parameter.path} {step.format} {step.how} {parameter.encoding} {parameter.block}".encode())
             for part in parameter.parts:
                 digest.update(f" {part.weight} {part.scale}".encode())
+            if step.fit != "nearest" and step.inputs is not None:
+                digest.update(f" {step.fit} {FIT_CANDIDATES} {step.inputs.digest}".encode())
         return digest.hexdigest()
 
     def pieces(self) -> Iterator[Piece]:
@@ -309,9 +330,9 @@ def peak_nbytes(plans: Sequence[Plan], jobs: int) -> int:
     for steps in zip(*(plan.steps for plan in plans), strict=True):
         row_nbytes = steps[0].source_row_nbytes
         computing = 0
-        for step in {(step.how, step.format): step for step in steps if step.how in ("cast", "quantize")}.values():
+        for step in {step.made_as: step for step in steps if step.how in ("cast", "quantize")}.values():
             row_nbytes += sum(step.row_nbytes(output) for output in step.outputs)
-            computing = TILE_NBYTES
+            computing = max(computing, TILE_NBYTES + (FIT_NBYTES if step.fit == "weighted" else 0))
         piece = max(piece, steps[0].piece_rows * row_nbytes + computing)
     return BASE_NBYTES + tensors * SOURCE_TENSOR_NBYTES + jobs * piece
 
@@ -319,16 +340,21 @@ def peak_nbytes(plans: Sequence[Plan], jobs: int) -> int:
 def spoken_format(step: Step) -> str:
     """How a step's weight is stored, as people say it: `affine 3-bit, group 128`, `mxfp4`, `bf16`."""
     if step.format.quantized:
-        return str(step.format)
+        return f"{step.format}, fitted" if step.fit == "weighted" else str(step.format)
     return step.outputs[0].spec.dtype.lower()
 
 
-def make_plan(model: Model, recipe: Recipe, shard_nbytes: int = SHARD_NBYTES) -> Plan:
+def make_plan(
+    model: Model, recipe: Recipe, shard_nbytes: int = SHARD_NBYTES, statistics: Statistics | None = None
+) -> Plan:
     """The plan that stores `model` as `recipe` says, with at most `shard_nbytes` bytes of tensors in a shard.
+
+    With statistics, scales are fitted to them wherever a rule does not say otherwise and they know the module.
 
     Raises:
         RecipeError: A rule matches nothing and is not optional; a group does not divide a row; a parameter that MLX
-            cannot read as published has no rule.
+            cannot read as published has no rule; a rule fits scales, and there are no statistics.
+        SourceError: The statistics are of another model.
     """
     chosen = [_choose(parameter, model, recipe) for parameter in model.parameters]
     used = {choice.rule.number for choice in chosen if choice.rule}
@@ -355,10 +381,17 @@ def make_plan(model: Model, recipe: Recipe, shard_nbytes: int = SHARD_NBYTES) ->
     shards = _make_shards(placed)
     tensors = iter([tensor for shard in shards for tensor in shard.tensors])
     steps = tuple(
-        Step(parameter, choice.format, how, tuple(next(tensors) for _ in specs), choice.kept)
+        Step(
+            parameter,
+            choice.format,
+            how,
+            tuple(next(tensors) for _ in specs),
+            choice.kept,
+            *(choose_fit(parameter, choice.format, choice.rule, recipe, statistics) if how == "quantize" else ()),
+        )
         for parameter, choice, how, specs in decided
     )
-    return Plan(model, recipe, steps, shards)
+    return Plan(model, recipe, steps, shards, statistics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,13 +473,14 @@ def _make_shards(placed: Sequence[Sequence[TensorSpec]]) -> tuple[Shard, ...]:
     return tuple(shards)
 
 
-def plan_source(source: Source, recipes: Sequence[str]) -> tuple[Plan, ...]:
-    """A plan for each recipe, by name or file.
+def plan_source(source: Source, recipes: Sequence[str], statistics: Path | None = None) -> tuple[Plan, ...]:
+    """A plan for each recipe, by name or file; with scales fitted to a file of statistics if there is one.
 
     Raises:
-        SourceError: The checkpoint cannot be used.
+        SourceError: The checkpoint or the statistics cannot be used.
         RecipeError: A recipe cannot be used, or not for this checkpoint.
     """
     chosen = [load_recipe(recipe) for recipe in recipes]
     model = read_model(source.config, {name: tensor.spec for name, tensor in source.tensors.items()})
-    return tuple(make_plan(model, recipe) for recipe in chosen)
+    opened = Statistics(statistics) if statistics else None
+    return tuple(make_plan(model, recipe, statistics=opened) for recipe in chosen)

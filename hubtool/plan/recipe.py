@@ -13,8 +13,8 @@ from hubtool.errors import RecipeError
 from hubtool.files.formats import Failure, convert, parse_toml
 from hubtool.files.read import is_file, read_small
 from hubtool.models import Component, Model, Parameter
-from hubtool.plan.format import AFFINE_BITS, AFFINE_GROUPS, FIXED_FORMATS, PUBLISHED, Format, Mode
-from hubtool.plan.rule import LayerSelector, Rule
+from hubtool.plan.format import AFFINE_BITS, AFFINE_GROUPS, FITTED_MODES, FIXED_FORMATS, PUBLISHED, Format, Mode
+from hubtool.plan.rule import Fit, LayerSelector, Rule
 from hubtool.resources import base_names, recipes_dir, with_base
 
 _T = TypeVar("_T")
@@ -32,6 +32,7 @@ class _RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overrule: bool = False
     optional: bool = False
     note: str = ""
+    fit: Fit | None = None
 
 
 class _RecipeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -160,8 +161,17 @@ def _rule(number: int, table: _RuleTable, widths: Mapping[str, int], file: str) 
         overrule=table.overrule,
         optional=table.optional,
         note=table.note,
+        fit=table.fit,
     )
     where = f"{file}: {rule}"
+    if table.fit == "weighted" and table.mode not in FITTED_MODES:
+        raise RecipeError(
+            "a mode that has no scales to fit",
+            where=where,
+            found=table.mode,
+            expected=" or ".join(FITTED_MODES),
+            remedy="leave fit out",
+        )
     if not rule.patterns and not rule.components:
         raise RecipeError(
             "selects nothing",

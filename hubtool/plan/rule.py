@@ -10,6 +10,8 @@ from hubtool.plan.format import Format
 from hubtool.plan.glob import compile_glob
 
 LayerSelector = Literal["sensitive"]
+Fit = Literal["nearest", "weighted"]
+"""How codes, scales and biases are found: as `mx.quantize` does, or fitted to what calibration says of the inputs."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Rule:
         overrule: Whether it holds even where the model's own class asks for another format.
         optional: Whether it may match nothing.
         note: Why, in the recipe author's words.
+        fit: How scales are found, None if that depends on whether there are statistics.
     """
 
     number: int
@@ -42,6 +45,7 @@ class Rule:
     overrule: bool = False
     optional: bool = False
     note: str = ""
+    fit: Fit | None = None
 
     def matches(self, parameter: Parameter, num_layers: int, components: Collection[Component]) -> bool:
         """Whether the rule is for a parameter of a model of `num_layers` layers that has these `components`."""

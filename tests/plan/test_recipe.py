@@ -153,7 +153,7 @@ REFUSED = {
     "unknown key of a rule": (
         f'summary = "s"\n{RULE}{AFFINE}\n{RULE}{AFFINE}group = 64',
         r"mine\.toml: rule 2: cannot be used: found Object contains unknown field `group` - at `\$\.rule\[1\]`, "
-        r"expected keys mode, match, component, .+, optional, note in each \[\[rule\]\]; correct the file",
+        r"expected keys mode, match, component, .+, optional, note, fit in each \[\[rule\]\]; correct the file",
     ),
     "selects nothing": (
         f'summary = "s"\n[[rule]]\n{AFFINE}',
