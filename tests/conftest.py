@@ -16,6 +16,8 @@ os.environ |= {
     "HF_ENDPOINT": "http://127.0.0.1:9",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "NO_COLOR": "1",
+    # Tests share the cores: BLAS's threads would wait for each other by spinning. NumPy reads this when it is imported.
+    "OPENBLAS_NUM_THREADS": "1",
 }
 
 # The machine's speed decides nothing, and every run draws the same examples.

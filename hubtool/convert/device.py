@@ -54,10 +54,10 @@ GPU_JOBS = 2
 def default_jobs() -> int:
     """Pieces that are made at once if nobody says: on a CPU one a core, as far as that is modest. MLX is not loaded."""
     on_gpu = sys.platform == "darwin" or any(_is_installed(name) for name in LINUX_BACKENDS if "cuda" in name)
-    return GPU_JOBS if on_gpu else min(MOST_JOBS, _usable_cores())
+    return GPU_JOBS if on_gpu else min(MOST_JOBS, usable_cores())
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -14,7 +14,7 @@ from mlx_lm.utils import _get_classes
 
 import hubtool
 from hubtool.errors import SourceError
-from hubtool.models import runtime_files
+from hubtool.models import architecture_of
 
 DECODED = (nn.Linear, nn.Embedding, SwitchLinear)
 """What is decoded when its layer is read; other modules compute with their weights as they are stored."""
@@ -32,9 +32,7 @@ def build_model(config: Mapping[str, Any], code: Path | None = None) -> nn.Modul
     Raises:
         SourceError: mlx-lm has no such model.
     """
-    own = runtime_files(str(config.get("model_type")))
-    if code is None and own:
-        code = RUNTIME / own[0]
+    code = code or _own_code(config)
     if code is not None:
         module = _import(code)
         classes = module.Model, module.ModelArgs
@@ -53,13 +51,22 @@ def build_model(config: Mapping[str, Any], code: Path | None = None) -> nn.Modul
     return built
 
 
+def _own_code(config: Mapping[str, Any]) -> Path | None:
+    """The model file that hubtool ships for an architecture, None where mlx-lm has the model itself."""
+    try:
+        files = architecture_of(config).runtime_files
+    except SourceError:
+        return None
+    return RUNTIME / files[0] if files else None
+
+
 def _import(path: Path) -> ModuleType:
     name = "custom_model"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, path
     assert spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # its own classes look themselves up there
     spec.loader.exec_module(module)
     return module
 
@@ -96,4 +103,5 @@ def is_matrix(module: object) -> bool:
 
 def parameter_names(module: nn.Module) -> list[str]:
     """Names of a module's parameters within it."""
-    return list(tree_flatten(module.parameters(), destination={}))
+    flat: Any = tree_flatten(module.parameters())
+    return [name for name, _ in flat]

@@ -9,6 +9,7 @@ Layers that are done, and embeddings after the first layer, return NaN where a m
 whose layers hand on more than what they return is noticed, and not run wrongly.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,9 @@ from hubtool.worker.dense import OneExpert, OnInput, product
 
 Returned = mx.array | tuple[mx.array, ...]
 """What a layer, or a part of one, returns."""
+
+GROUPED = "_grouped_linear"
+"""The function of hubtool's DeepSeek-V4 that multiplies with a linear's weight past the linear itself."""
 
 Rows = Callable[[nn.Module, mx.array], mx.array]
 """Vectors of an embedding for tokens."""
@@ -99,6 +103,9 @@ class Cut:
         for embedding in self.embeddings:
             _answer(embedding, self._embed)
             setattr(embedding, "as_linear", partial(self._multiply_head, embedding))  # noqa: B010
+        code = sys.modules[type(model).__module__]
+        if hasattr(code, GROUPED):
+            setattr(code, GROUPED, self._multiply_groups)
         for module in outside:
             if isinstance(module, nn.Linear):
                 _answer(module, self._multiply_head if module is self.head else self._multiply)
@@ -171,6 +178,13 @@ class Cut:
         self._on_input(module, x)
         y = product(x, module.weight)
         return y + module.bias.astype(y.dtype) if "bias" in module else y
+
+    def _multiply_groups(self, module: Any, x: mx.array) -> mx.array:
+        """[B, S, G * R] of x [B, S, G, in] and a weight [G * R, in]: each R of its rows meet their group of x."""
+        self._on_input(module, x)
+        groups = x.shape[2]
+        weight = module.weight.reshape(groups, -1, x.shape[3])
+        return mx.concatenate([product(x[:, :, group], weight[group]) for group in range(groups)], axis=-1)
 
     def _multiply_head(self, module: Any, x: mx.array) -> mx.array:
         if self._run.head is None:
