@@ -16,7 +16,15 @@ Only the command line turns these into exit codes; every other exception is a bu
 """
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import ClassVar
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """The question after the choice that is nearest to a mistyped name, as a clause; empty if none is near."""
+    near = get_close_matches(name, list(choices), n=1)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 class HubtoolError(Exception):

@@ -7,69 +7,44 @@ import sys
 from types import FrameType
 
 import click
+from click.shell_completion import shell_complete
 
 import hubtool
-from hubtool.cli import (
-    card,
-    convert,
-    doctor,
-    evidence,
-    inspect,
-    plan,
-    publish,
-    recipes,
-    rehearse,
-    sample,
-    status,
-    upload,
-    validate,
-    verify,
-    withdraw,
-)
+from hubtool.cli.commands import Commands
 from hubtool.cli.console import Console
+from hubtool.convert.device import require_backend
 from hubtool.errors import HubtoolError, InterruptedByUser
+
+COMPLETE_VARIABLE = "_HUBTOOL_COMPLETE"
+"""By which a shell asks for completions, and for the script that asks: `_HUBTOOL_COMPLETE=bash_source hubtool`."""
 
 EXTRAS = {"starlette": "rehearse", "uvicorn": "rehearse"}
 """Which extra brings a package that is imported where it is needed."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(hubtool.__version__, prog_name="hubtool")
 def cli() -> None:
     """Publish quantized models on the Hugging Face Hub: planned, converted, measured, verified."""
-
-
-for module in (
-    publish,
-    plan,
-    convert,
-    inspect,
-    validate,
-    evidence,
-    card,
-    upload,
-    verify,
-    recipes,
-    sample,
-    rehearse,
-    doctor,
-    status,
-    withdraw,
-):
-    cli.add_command(module.command)
 
 
 def main() -> None:
     """Run the command line: 0 done, 1 failed or problems found, 2 usage, 75 memory guard, 130 interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = run(sys.argv[1:])
+        asked = os.environ.get(COMPLETE_VARIABLE)
+        code = complete(asked) if asked else run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read the answer has seen enough; nothing is left that could be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = HubtoolError.exit_code
     sys.exit(code)
+
+
+def complete(asked: str) -> int:
+    """Answer what a shell asked for: completions, or the script that asks for them; the exit code."""
+    return shell_complete(cli, {}, "hubtool", COMPLETE_VARIABLE, asked)
 
 
 def run(arguments: list[str]) -> int:
@@ -108,8 +83,6 @@ def run(arguments: list[str]) -> int:
 
 def _explain(error: ImportError, console: Console) -> int:
     """Say which extra is not installed, or what is wrong with MLX's backend; any other ImportError is raised."""
-    from hubtool.convert.device import require_backend
-
     extra = EXTRAS.get((error.name or "").partition(".")[0])
     if extra:
         console.error(f"needs the extra {extra}: {error}; pip install 'hubtool[{extra}]'")

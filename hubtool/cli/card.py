@@ -1,21 +1,22 @@
 """`hubtool card`."""
 
+import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from hubtool.card.consent import Replace, always
+from hubtool.card.pictures import draw
 from hubtool.cli.console import Console
 from hubtool.cli.destination import ask_to_replace, confirm, dry_run_option, open_hub, replace_card_option
-from hubtool.cli.options import FOLDER, source_argument, with_console, yes_option
+from hubtool.cli.options import FOLDER, examples, source_argument, with_console, yes_option
 from hubtool.errors import UsageError
+from hubtool.release import card as cards
+from hubtool.release.card import Opened
+from hubtool.release.preview import inline, write_preview
 
-if TYPE_CHECKING:
-    from hubtool.card.consent import Replace
-    from hubtool.release.card import Opened
 
-
-@click.command("card")
+@click.command("card", epilog=examples("hubtool card ./V4-mixed_3_6 --check", "hubtool card ORG/NAME --push --dry-run"))
 @source_argument
 @click.option("--check", "checked", is_flag=True, help="Exit 1 if the card says what record and bytes do not.")
 @click.option("--diff", "mode", flag_value="diff", help="Show what would change, and change nothing.")
@@ -39,20 +40,15 @@ def command(
     dry_run: bool,
     yes: bool,
 ) -> int:
-    """Write the card from the record and the templates, and keep what people wrote in it.
+    """Write, check, compare, preview or push a model card.
 
     The README.md of a folder that hubtool made is written; its templates are remembered. Any other card is printed;
     --push commits a repo's. With --check nothing is written before the card holds.
     """
-    from hubtool.card.consent import always
-    from hubtool.release import card as cards
-
     _check_options(mode, checked=checked, plots=plots, dry_run=dry_run)
     opened = cards.open_card(source, open_hub())
     ask = ask_to_replace(console, allowed=replace_card)
     if plots:
-        from hubtool.card.pictures import draw
-
         pictures = draw(opened.record)
         opened = cards.with_pictures(opened, pictures)
         if mode != "diff":
@@ -78,9 +74,7 @@ def command(
     return 0
 
 
-def _write(console: Console, opened: "Opened", card: str, templates: Path | None) -> None:
-    from hubtool.release import card as cards
-
+def _write(console: Console, opened: Opened, card: str, templates: Path | None) -> None:
     changed = cards.write_card(opened, card, templates)
     for problem in opened.disagreements:
         console.say(f"but the card may not be true: {problem}")
@@ -95,8 +89,7 @@ def _check_options(mode: str | None, *, checked: bool, plots: bool, dry_run: boo
         raise UsageError("only --push writes to the Hub", where="--dry-run", remedy="leave it out, or see --diff")
 
 
-def _check(console: Console, opened: "Opened", templates: Path | None) -> int:
-    from hubtool.release import card as cards
+def _check(console: Console, opened: Opened, templates: Path | None) -> int:
 
     checked = cards.check(opened, templates)
     problems = list(checked.problems)
@@ -113,10 +106,7 @@ def _check(console: Console, opened: "Opened", templates: Path | None) -> int:
     return 1 if problems else 0
 
 
-def _push(
-    console: Console, opened: "Opened", templates: Path | None, ask: "Replace", *, dry_run: bool, yes: bool
-) -> int:
-    from hubtool.release import card as cards
+def _push(console: Console, opened: Opened, templates: Path | None, ask: Replace, *, dry_run: bool, yes: bool) -> int:
 
     api = open_hub()
     if not dry_run:
@@ -129,10 +119,7 @@ def _push(
     return 0
 
 
-def _preview(console: Console, opened: "Opened", card: str) -> None:
-    import webbrowser
-
-    from hubtool.release.preview import inline, write_preview
+def _preview(console: Console, opened: Opened, card: str) -> None:
 
     remote = f"{open_hub().endpoint}/{opened.name}/resolve/{opened.commit}"
     address = inline(opened.folder) if opened.folder else lambda name: f"{remote}/{name}"

@@ -13,6 +13,7 @@ from hubtool.cli.options import (
     base_model_option,
     download_options,
     effort_options,
+    examples,
     recipes_option,
     source_argument,
     statistics_option,
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
     from hubtool.convert.job import Effort
 
 
-@click.command("convert")
+@click.command(
+    "convert",
+    epilog=examples(
+        "hubtool convert ./source --recipe mixed_3_6 --out ./V4-mixed_3_6",
+        "hubtool convert ./source --recipe mixed_3_6 --recipe native --out-root ./all",
+    ),
+)
 @source_argument
 @recipes_option
 @statistics_option
@@ -48,7 +55,10 @@ def command(
     disk_limit: int | None,
     keep_source: bool,
 ) -> None:
-    """Convert a checkpoint into a folder that is ready to publish, or into several at once."""
+    """Convert a checkpoint into a folder that is ready to publish.
+
+    Run it again after any interruption, and it goes on where it stopped.
+    """
     from hubtool.checkpoint.open import open_source
     from hubtool.convert.convert import convert_sources
     from hubtool.convert.job import Job

@@ -5,18 +5,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from huggingface_hub import HfApi
 
+from hubtool.card.consent import Replace
+from hubtool.card.documents import Wording
 from hubtool.cli.console import Console
 from hubtool.cli.options import FOLDER, Command, repo_option
 from hubtool.errors import UsageError
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-    from hubtool.card.consent import Replace
+from hubtool.hub.client import make_api
+from hubtool.hub.destination import Destination
+from hubtool.hub.state import is_loopback
 
 
 def destination_options(command: Command) -> Command:
@@ -43,7 +44,6 @@ def destination_options(command: Command) -> Command:
         collection: str | None,
         **values: Any,
     ) -> Any:
-        from hubtool.hub.destination import Destination
 
         to = Destination(repo, not public, revision, pr, tag, public_after_verify, collection) if repo else None
         return command(*arguments, to=to, **values)
@@ -80,8 +80,6 @@ def card_options(command: Command) -> Command:
         replace_card: bool,
         **values: Any,
     ) -> Any:
-        from hubtool.card.documents import Wording
-
         ask = ask_to_replace(console, allowed=replace_card)
         wording = Wording(template_dir, tags=tags, languages=languages, may_replace=ask)
         wording.check("the options")
@@ -92,7 +90,7 @@ def card_options(command: Command) -> Command:
     return wrapped
 
 
-def ask_to_replace(console: Console, *, allowed: bool) -> "Replace":
+def ask_to_replace(console: Console, *, allowed: bool) -> Replace:
     """Who decides that something of a card may be replaced: the option, or else whoever sits at the terminal."""
 
     def ask(question: str) -> bool:
@@ -107,10 +105,8 @@ def ask_to_replace(console: Console, *, allowed: bool) -> "Replace":
     return ask
 
 
-def open_hub() -> "HfApi":
+def open_hub() -> HfApi:
     """The Hub that HF_ENDPOINT and HF_TOKEN, or the stock login, name."""
-    from hubtool.hub.client import make_api
-
     return make_api()
 
 
@@ -121,8 +117,6 @@ def confirm(console: Console, endpoint: str, repo: str, *, yes: bool) -> None:
         UsageError: There is nobody to ask, and --yes was not given.
         click.Abort: The answer was no.
     """
-    from hubtool.hub.state import is_loopback
-
     if yes or is_loopback(endpoint):
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -131,9 +125,8 @@ def confirm(console: Console, endpoint: str, repo: str, *, yes: bool) -> None:
 
 
 @contextmanager
-def rehearsal(data: Path, *, discard: bool = False) -> Iterator["HfApi"]:
+def rehearsal(data: Path, *, discard: bool = False) -> Iterator[HfApi]:
     """A rehearsal Hub that runs for the time of a `with`, as the Hub to write to."""
-    from hubtool.hub.client import make_api
     from hubtool.rehearsal import RehearsalHub
 
     with RehearsalHub(data, discard=discard) as hub:

@@ -2,23 +2,34 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from hubtool import units
+from hubtool.checkpoint.open import open_source
 from hubtool.cli.console import Console, table
-from hubtool.cli.options import parse_size, with_console
+from hubtool.cli.options import check_recipe, complete_folders, complete_recipes, examples, parse_size, with_console
+from hubtool.convert.record import plan_record
+from hubtool.guard.guard import Limits
+from hubtool.plan.plan import plan_source
+from hubtool.record import require_record
+from hubtool.validate.doctor import Diagnosis, diagnose, needs_of_plan
+from hubtool.validate.ladder import DEFAULT_TOKENS, default_limit
+from hubtool.validate.needs import Needs, needs_of_folder
 
-if TYPE_CHECKING:
-    from hubtool.validate.doctor import Diagnosis
-    from hubtool.validate.needs import Needs
 
-
-@click.command("doctor")
-@click.argument("source", metavar="[FOLDER|ORG/NAME[@REVISION]]", required=False)
-@click.option("--recipe", metavar="NAME|FILE.toml", help="For a source: what would be made of it.")
+@click.command(
+    "doctor", epilog=examples("hubtool doctor", "hubtool doctor deepseek-ai/DeepSeek-V4-Flash --recipe mixed_3_6")
+)
+@click.argument("source", metavar="[FOLDER|ORG/NAME[@REVISION]]", required=False, shell_complete=complete_folders)
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE.toml",
+    callback=check_recipe,
+    shell_complete=complete_recipes,
+    help="For a source: what would be made of it.",
+)
 @click.option(
     "--memory-limit",
     callback=parse_size,
@@ -27,11 +38,7 @@ if TYPE_CHECKING:
 )
 @with_console
 def command(console: Console, source: str | None, recipe: str | None, memory_limit: int | None) -> int:
-    """Tell what this machine can do, and what of a folder or a planned conversion it can validate, and why not more."""
-    from hubtool.guard.guard import Limits
-    from hubtool.validate.doctor import diagnose
-    from hubtool.validate.ladder import default_limit
-
+    """Say what this machine can do, and what it lacks."""
     limits = Limits(memory_limit or default_limit())
     needs, disk_nbytes = _needs(source, recipe) if source else (None, 0)
     diagnosis = diagnose(Path(source or "."), needs, limits, disk_nbytes)
@@ -47,24 +54,16 @@ def command(console: Console, source: str | None, recipe: str | None, memory_lim
     return 1 if any(check.state == "broken" for check in diagnosis.checks) else 0
 
 
-def _needs(source: str, recipe: str | None) -> tuple["Needs", int]:
+def _needs(source: str, recipe: str | None) -> tuple[Needs, int]:
     """What the model in question needs: a finished folder's, or that of a plan, which needs disk too."""
-    from hubtool.record import require_record
-    from hubtool.validate.doctor import needs_of_plan
-    from hubtool.validate.ladder import DEFAULT_TOKENS
-    from hubtool.validate.needs import needs_of_folder
-
     if recipe is None:
         return needs_of_folder(Path(source), require_record(Path(source)), DEFAULT_TOKENS), 0
-    from hubtool.checkpoint.open import open_source
-    from hubtool.convert.record import plan_record
-    from hubtool.plan.plan import plan_source
 
     (plan,) = plan_source(open_source(source), [recipe])
     return needs_of_plan(plan, plan_record(plan).cache, DEFAULT_TOKENS), plan.disk_nbytes
 
 
-def _text(diagnosis: "Diagnosis") -> str:
+def _text(diagnosis: Diagnosis) -> str:
     machine = diagnosis.machine
     lines = [
         f"{machine.model}, {machine.chip}, {units.format_gib(machine.memory_nbytes)}, {machine.system}",

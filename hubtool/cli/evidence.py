@@ -4,19 +4,30 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
 import click
 import msgspec
 
 from hubtool import units
+from hubtool.card import find_change
+from hubtool.card.documents import add_evidence
+from hubtool.checkpoint.source import HUB_PREFIX
 from hubtool.cli.console import Console, table
-from hubtool.cli.options import FOLDER, parse_size, with_console
+from hubtool.cli.options import FOLDER, Choice, examples, parse_size, with_console
 from hubtool.errors import UsageError, VerificationError
-from hubtool.record import Evidence, MachineRecord, Outcome, require_record
+from hubtool.hub.rules import is_repo_id
+from hubtool.record import Evidence, MachineRecord, Outcome, Record, require_record
+from hubtool.release.privacy import read_identity, scan_text
+from hubtool.validate.stamps import describe_touched, find_touched
 
-if TYPE_CHECKING:
-    from hubtool.record import Record
+OUTCOMES: dict[Outcome, str] = {
+    "passed": "passed",
+    "failed": "FAILED",
+    "refused_preflight": "refused",
+    "aborted_by_guard": "stopped by the guard",
+    "not_run": "not run",
+}
 
 CHECKS = ("integrity", "load", "smoke", "smoke-streamed")
 
@@ -27,16 +38,28 @@ def _duration(context: click.Context, parameter: click.Parameter, value: float) 
     return value
 
 
-@click.group("evidence")
+@click.group(
+    "evidence",
+    epilog=examples(
+        "hubtool evidence list ./V4",
+        'hubtool evidence add ./V4 --check smoke --outcome passed --detail "OK."',
+    ),
+)
 def command() -> None:
-    """What is known of a folder's validation."""
+    """List what validations found, or add what you did elsewhere."""
 
 
-@command.command("list")
+@command.command(
+    "list",
+    epilog=examples("hubtool evidence list ./V4-mixed_3_6", "hubtool evidence list ./V4-mixed_3_6 --json"),
+)
 @click.argument("folder", type=FOLDER)
 @with_console
 def list_command(console: Console, folder: Path) -> None:
-    """List the evidence of a folder; what is about other bytes is marked, and never on the card."""
+    """List the evidence of a folder.
+
+    Evidence about other bytes than the folder now has is marked, and is never on the card.
+    """
     record = require_record(folder)
     changed = _find_changed(folder, record)
     current = [each.subject == record.subject and not changed for each in record.evidence]
@@ -52,10 +75,22 @@ def list_command(console: Console, folder: Path) -> None:
         console.say(f"no evidence counts: {changed}")
 
 
-@command.command("add")
+@command.command(
+    "add",
+    epilog=examples(
+        'hubtool evidence add ./V4 --check smoke --outcome passed --detail "OK."',
+        'hubtool evidence add ./V4 --check load --outcome failed --detail "120 GB."',
+    ),
+)
 @click.argument("folder", type=FOLDER)
-@click.option("--check", required=True, type=click.Choice(CHECKS), help="What was checked.")
-@click.option("--outcome", required=True, type=click.Choice(get_args(Outcome)), help="How it ended.")
+@click.option("--check", required=True, type=Choice(CHECKS), help="What was checked.")
+@click.option(
+    "--outcome",
+    required=True,
+    type=Choice(tuple(OUTCOMES)),
+    metavar="OUTCOME",
+    help=f"How it ended: {', '.join(OUTCOMES)}.",
+)
 @click.option("--detail", required=True, help="A sentence on what happened.")
 @click.option("--model", default="", help="The machine's model, as `Mac Studio`.")
 @click.option("--chip", default="", help="Its chip, as `Apple M2 Ultra`.")
@@ -83,9 +118,10 @@ def add_command(
     started: str,
     seconds: float,
 ) -> None:
-    """Record what you did elsewhere. It is shown as stated by the publisher, and proves nothing by itself."""
-    from hubtool.card.documents import add_evidence
+    """Record what you did elsewhere.
 
+    The card shows it as stated by the publisher: it proves nothing by itself.
+    """
     record = require_record(folder)
     if changed := _find_changed(folder, record):
         raise VerificationError(
@@ -112,11 +148,8 @@ def add_command(
     console.answer(msgspec.to_builtins(evidence), lambda: evidence_text([evidence]))
 
 
-def _find_changed(folder: Path, record: "Record") -> str | None:
+def _find_changed(folder: Path, record: Record) -> str | None:
     """That files are, or may be, others than the record's, as a clause; None if nothing is known of that."""
-    from hubtool.card import find_change
-    from hubtool.validate.stamps import describe_touched, find_touched
-
     if change := find_change(record):
         return change.detail
     touched = find_touched(folder, record)
@@ -125,8 +158,6 @@ def _find_changed(folder: Path, record: "Record") -> str | None:
 
 def _require_private(evidence: Evidence) -> None:
     """Raise UsageError if a statement holds what must not be published."""
-    from hubtool.release.privacy import read_identity, scan_text
-
     texts = msgspec.json.format(msgspec.json.encode(evidence), indent=1).decode()
     found = [f"path {word!r} in --command" for word in evidence.command.split() if _is_path(word)]
     found += [f"{leak.kind} {leak.found!r}" for leak in scan_text("evidence", texts, read_identity())]
@@ -136,9 +167,6 @@ def _require_private(evidence: Evidence) -> None:
 
 def _is_path(word: str) -> bool:
     """Whether a word of a command line, or the value of its option, is a path and not `ORG/NAME[@REVISION]`."""
-    from hubtool.checkpoint.source import HUB_PREFIX
-    from hubtool.hub.rules import is_repo_id
-
     value = word.rpartition("=")[2].strip("'\"")
     return "/" in value and not is_repo_id(value.removeprefix(HUB_PREFIX).partition("@")[0])
 
@@ -179,15 +207,6 @@ def _time(text: str) -> str:
         return when.astimezone(UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError) as error:
         raise UsageError("not a time", where="--started", found=text, expected="2026-11-23T10:00:00+00:00") from error
-
-
-OUTCOMES: dict[Outcome, str] = {
-    "passed": "passed",
-    "failed": "FAILED",
-    "refused_preflight": "refused",
-    "aborted_by_guard": "stopped by the guard",
-    "not_run": "not run",
-}
 
 
 def evidence_text(evidence: Sequence[Evidence]) -> str:

@@ -4,20 +4,19 @@ import click
 import msgspec
 
 from hubtool import units
+from hubtool.checkpoint.inspect import inspect_source
 from hubtool.cli.console import Console, table
-from hubtool.cli.options import source_argument, with_console
+from hubtool.cli.options import examples, source_argument, with_console
 
 
-@click.command("inspect")
+@click.command("inspect", epilog=examples("hubtool inspect ./V4-mixed_3_6", "hubtool inspect ORG/NAME@main --json"))
 @source_argument
 @with_console
 def command(console: Console, source: str) -> int:
-    """Measure a folder or a repo from its headers and hashes, and name every disagreement.
+    """Measure a folder or repo, and name every disagreement.
 
     Of a repo on the Hub no weights are fetched.
     """
-    from hubtool.checkpoint.inspect import inspect_source
-
     measurement = inspect_source(source)
     facts = measurement.facts
     document = msgspec.to_builtins(facts) | {

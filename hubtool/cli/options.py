@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from hubtool import units
 from hubtool.cli.console import Console
+from hubtool.convert.device import default_jobs
+from hubtool.convert.job import ERROR_ROWS, Effort
+from hubtool.errors import did_you_mean
+from hubtool.hub.rules import is_repo_id
+from hubtool.plan.recipe import load_recipe, recipe_names
 
 Command = Callable[..., Any]
 
@@ -24,6 +30,31 @@ def parse_size(context: click.Context, parameter: click.Parameter, value: str | 
         return None if value is None else units.parse_nbytes(value)
     except ValueError as error:
         raise click.BadParameter(str(error), context, parameter) from error
+
+
+class Choice(click.Choice[str]):
+    """A choice that answers a mistyped value with the nearest."""
+
+    def get_invalid_choice_message(self, value: str, ctx: click.Context | None) -> str:
+        """Click's sentence, and the question."""
+        question = did_you_mean(str(value), map(str, self.choices))
+        return " ".join([super().get_invalid_choice_message(value, ctx), question]).rstrip()
+
+
+def check_recipe(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """The recipe or recipes that an option names, which are there and can be used.
+
+    Raises:
+        RecipeError: There is no such recipe, or it cannot be used.
+    """
+    for name in [value] if isinstance(value, str) else value or ():
+        load_recipe(name)
+    return value
+
+
+def examples(*lines: str) -> str:
+    """What stands at the end of a command's help: command lines that do what people mostly want."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 def with_console(command: Command) -> Command:
@@ -54,7 +85,25 @@ def _warnings_told(console: Console) -> Iterator[None]:
         yield
 
 
-source_argument = click.argument("source", metavar="FOLDER|ORG/NAME[@REVISION]")
+def complete_folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Has the shell complete folders: names of repos it cannot know."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def complete_files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Has the shell complete files and folders."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The recipes that begin like this, with their summaries; the shell completes a path."""
+    named = [
+        CompletionItem(name, help=load_recipe(name).summary) for name in recipe_names() if name.startswith(incomplete)
+    ]
+    return named or [CompletionItem(incomplete, type="file")]
+
+
+source_argument = click.argument("source", metavar="FOLDER|ORG/NAME[@REVISION]", shell_complete=complete_folders)
 
 
 def download_options(command: Command) -> Command:
@@ -76,7 +125,14 @@ base_model_option = click.option(
 )
 
 recipes_option = click.option(
-    "--recipe", "recipes", multiple=True, required=True, metavar="NAME|FILE.toml", help="A recipe; may be repeated."
+    "--recipe",
+    "recipes",
+    multiple=True,
+    required=True,
+    callback=check_recipe,
+    metavar="NAME|FILE.toml",
+    shell_complete=complete_recipes,
+    help="A recipe; may be repeated.",
 )
 
 
@@ -88,7 +144,6 @@ statistics_option = click.option(
 
 
 def _default_jobs(context: click.Context, parameter: click.Parameter, value: int | None) -> int:
-    from hubtool.convert.device import default_jobs
 
     return default_jobs() if value is None else value
 
@@ -113,7 +168,7 @@ def effort_options(command: Command) -> Command:
         ),
         click.option(
             "--measure-error",
-            type=click.Choice(["sample", "full", "off"]),
+            type=Choice(["sample", "full", "off"]),
             default="sample",
             show_default=True,
             help="Rows whose quantization error is measured: one in 64, all, or none.",
@@ -122,7 +177,6 @@ def effort_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(*arguments: Any, jobs: int, memory_limit: int | None, measure_error: str, **values: Any) -> Any:
-        from hubtool.convert.job import ERROR_ROWS, Effort
 
         rows = {"sample": ERROR_ROWS, "full": 1, "off": 0}[measure_error]
         return command(*arguments, effort=Effort(jobs, memory_limit, rows), **values)
@@ -134,8 +188,6 @@ def effort_options(command: Command) -> Command:
 
 def check_repo(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """The repo that an option or argument names, in a form that the Hub allows."""
-    from hubtool.hub.rules import is_repo_id
-
     if value is not None and not is_repo_id(value):
         raise click.BadParameter(f"{value!r} is not ORG/NAME as the Hub allows it.", context, parameter)
     return value

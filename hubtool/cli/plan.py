@@ -2,27 +2,33 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from hubtool import units
+from hubtool.checkpoint.open import open_source
+from hubtool.checkpoint.source import Source
 from hubtool.cli.console import Console, table
 from hubtool.cli.options import (
     base_model_option,
+    examples,
     jobs_option,
     recipes_option,
     source_argument,
     statistics_option,
     with_console,
 )
-
-if TYPE_CHECKING:
-    from hubtool.checkpoint.source import Source
-    from hubtool.plan.plan import Plan
+from hubtool.plan.plan import Plan, plan_source
 
 
-@click.command("plan")
+@click.command(
+    "plan",
+    epilog=examples(
+        "hubtool plan deepseek-ai/DeepSeek-V4-Flash --recipe mixed_3_6",
+        "hubtool plan ./source --recipe mixed_3_6 --recipe native --json",
+    ),
+)
 @source_argument
 @recipes_option
 @statistics_option
@@ -37,17 +43,17 @@ def command(
     base_model: str | None,
     jobs: int,
 ) -> None:
-    """Foretell sizes, bits and shards, from config.json and headers alone."""
-    from hubtool.checkpoint.open import open_source
-    from hubtool.plan.plan import plan_source
+    """Print bytes, bits, shards, memory and disk of a conversion.
 
+    Only config.json and the headers of the shards are read, on this machine or on the Hub; no weights.
+    """
     opened = open_source(source, base_model)
     plans = plan_source(opened, recipes, statistics)
     documents = [plan_document(opened, plan, jobs) for plan in plans]
     console.answer(documents if len(documents) > 1 else documents[0], lambda: _text(plans, documents))
 
 
-def plan_document(source: "Source", plan: "Plan", jobs: int) -> dict[str, Any]:
+def plan_document(source: Source, plan: Plan, jobs: int) -> dict[str, Any]:
     """The figures of a plan."""
     identity = source.identity
     return {
@@ -88,13 +94,13 @@ def plan_document(source: "Source", plan: "Plan", jobs: int) -> dict[str, Any]:
     }
 
 
-def _text(plans: Sequence["Plan"], documents: Sequence[dict[str, Any]]) -> str:
+def _text(plans: Sequence[Plan], documents: Sequence[dict[str, Any]]) -> str:
     if len(plans) > 1:
         return _comparison(plans)
     return _single(plans[0], documents[0])
 
 
-def _comparison(plans: Sequence["Plan"]) -> str:
+def _comparison(plans: Sequence[Plan]) -> str:
     rows = [
         [
             plan.recipe.name,
@@ -109,12 +115,12 @@ def _comparison(plans: Sequence["Plan"]) -> str:
     return table(["recipe", ">bits", ">bytes", ">size", ">shards", ">fits in"], rows)
 
 
-def _smallest(plan: "Plan") -> str:
+def _smallest(plan: Plan) -> str:
     fitting = [size for size, fits in plan.machines().items() if fits]
     return f"{fitting[0]} GB" if fitting else "none"
 
 
-def _single(plan: "Plan", document: dict[str, Any]) -> str:
+def _single(plan: Plan, document: dict[str, Any]) -> str:
     source = document["source"]
     known = f"{source['repo'] or source['name']}" + (f" at {source['commit']}" if source["commit"] else "")
     rows = [

@@ -14,8 +14,12 @@ from hubtool.cli.options import (
     EXISTING_FILE,
     FOLDER,
     base_model_option,
+    check_recipe,
+    complete_files,
+    complete_recipes,
     download_options,
     effort_options,
+    examples,
     statistics_option,
     with_console,
     yes_option,
@@ -43,9 +47,22 @@ RELEASE_OPTIONS = frozenset(
 """Options of this machine and this run, which go with a release; all that is published stands in its file."""
 
 
-@click.command("publish")
-@click.argument("source", metavar="FOLDER|ORG/NAME[@REVISION]|RELEASE.toml")
-@click.option("--recipe", metavar="NAME|FILE.toml", help="How the weights are stored.")
+@click.command(
+    "publish",
+    epilog=examples(
+        "hubtool publish deepseek-ai/DeepSeek-V4-Flash --recipe native --to me/V4",
+        "hubtool publish ./source --recipe mixed_3_6 --to me/V4 --rehearse",
+        "hubtool publish release.toml",
+    ),
+)
+@click.argument("source", metavar="FOLDER|ORG/NAME[@REVISION]|RELEASE.toml", shell_complete=complete_files)
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE.toml",
+    callback=check_recipe,
+    shell_complete=complete_recipes,
+    help="How the weights are stored.",
+)
 @statistics_option
 @destination_options
 @click.option("--out", "folder", type=FOLDER, help="The folder to make.  [default: ./NAME of the repo]")
@@ -80,7 +97,9 @@ def command(
     rehearsal_data: Path | None,
     rehearsal_discard: bool,
 ) -> None:
-    """Convert, measure, write the card, upload in one commit, and verify. Run it again and it goes on.
+    """Convert a checkpoint and publish it; or a whole release.
+
+    Every stage is skipped whose result is there already: run it again after any failure.
 
     A file that ends in .toml is a release of several variants: they are made in one pass over the source.
     """

@@ -3,16 +3,18 @@
 import click
 
 from hubtool.cli.console import Console, table
-from hubtool.cli.options import with_console
+from hubtool.cli.options import complete_recipes, examples, with_console
+from hubtool.plan.recipe import load_recipe, recipe_names
 
 
-@click.command("recipes")
-@click.argument("name", required=False)
+@click.command("recipes", epilog=examples("hubtool recipes", "hubtool recipes mixed_3_6"))
+@click.argument("name", required=False, shell_complete=complete_recipes)
 @with_console
 def command(console: Console, name: str | None) -> None:
-    """List the recipes, or explain one (a name, or a file that ends in .toml)."""
-    from hubtool.plan.recipe import load_recipe, recipe_names
+    """List the recipes, or explain one.
 
+    NAME is one of them, or a file that ends in .toml.
+    """
     if name is None:
         recipes = [load_recipe(each) for each in recipe_names()]
         document = [{"name": recipe.name, "summary": recipe.summary, "sha256": recipe.sha256} for recipe in recipes]

@@ -7,14 +7,17 @@ import msgspec
 
 from hubtool.cli.console import Console, table
 from hubtool.cli.destination import open_hub
-from hubtool.cli.options import with_console
+from hubtool.cli.options import examples, with_console
 
 
-@click.command("status")
+@click.command("status", epilog=examples("hubtool status release.toml", "hubtool status release.toml --json"))
 @click.argument("release", type=click.Path(dir_okay=False, path_type=Path), metavar="RELEASE.toml")
 @with_console
 def command(console: Console, release: Path) -> int:
-    """Say what of a release is done and what is left; exit 1 if anything is."""
+    """Say what of a release is done and what is left.
+
+    Exit code 1 if anything is left.
+    """
     from hubtool.release.file import load_release
     from hubtool.release.status import release_status
 

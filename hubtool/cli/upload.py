@@ -9,7 +9,7 @@ import msgspec
 from hubtool import units
 from hubtool.cli.console import Console
 from hubtool.cli.destination import card_options, confirm, destination_options, dry_run_option, open_hub
-from hubtool.cli.options import FOLDER, with_console, yes_option
+from hubtool.cli.options import FOLDER, examples, with_console, yes_option
 from hubtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from hubtool.release.publish import Release
 
 
-@click.command("upload")
+@click.command(
+    "upload",
+    epilog=examples(
+        "hubtool upload ./V4-mixed_3_6 --to ORG/NAME --dry-run", "hubtool upload ./V4-mixed_3_6 --to ORG/NAME --pr"
+    ),
+)
 @click.argument("folder", type=FOLDER)
 @destination_options
 @dry_run_option
@@ -29,7 +34,10 @@ if TYPE_CHECKING:
 def command(
     console: Console, folder: Path, to: "Destination | None", wording: "Wording", *, dry_run: bool, yes: bool
 ) -> None:
-    """Publish a finished folder in one commit, verify it, and tag it."""
+    """Publish a finished folder in one commit.
+
+    The files are verified there afterwards, and tagged.
+    """
     if to is None:
         raise UsageError("needs --to", remedy="say where to, as --to ORG/NAME")
     from hubtool.convert.convert import Converted

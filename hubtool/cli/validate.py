@@ -7,16 +7,24 @@ from pathlib import Path
 import click
 import msgspec
 
+from hubtool.card.documents import add_evidence
 from hubtool.cli.console import Console
 from hubtool.cli.evidence import evidence_text
-from hubtool.cli.options import FOLDER, parse_size, with_console
+from hubtool.cli.options import FOLDER, examples, parse_size, with_console
 from hubtool.errors import GuardError
 from hubtool.files.lock import locked
+from hubtool.guard.guard import Limits
 from hubtool.progress import Advance
 from hubtool.record import RUNGS, Evidence, require_record
+from hubtool.validate.ladder import Request, default_limit, validate
 
 
-@click.command("validate")
+@click.command(
+    "validate",
+    epilog=examples(
+        "hubtool validate ./V4-mixed_3_6", "hubtool validate ./V4-mixed_3_6 --streamed --memory-limit 48GB"
+    ),
+)
 @click.argument("folder", type=FOLDER)
 @click.option("--integrity", is_flag=True, help="Headers, index, config, hashes, finite scales.")
 @click.option("--load", is_flag=True, help="Stock mlx-lm loads it, lazily and strictly.")
@@ -63,10 +71,6 @@ def command(
     Without a step named, all that this machine can do safely, cheapest first. Whatever runs the model runs in a process
     of its own, which is stopped when it takes more memory than it may.
     """
-    from hubtool.card.documents import add_evidence
-    from hubtool.guard.guard import Limits
-    from hubtool.validate.ladder import Request, default_limit, validate
-
     console.log_to(folder)
     record = require_record(folder)
     named = zip(RUNGS, (integrity, load, smoke, streamed), strict=True)

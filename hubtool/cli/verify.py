@@ -5,13 +5,20 @@ from pathlib import Path
 import click
 
 from hubtool import units
+from hubtool.checkpoint.source import HUB_PREFIX
 from hubtool.cli.console import Console
 from hubtool.cli.destination import open_hub
-from hubtool.cli.options import EXISTING_FILE, FOLDER, repo_argument, with_console
+from hubtool.cli.options import EXISTING_FILE, FOLDER, examples, repo_argument, with_console
 from hubtool.errors import UsageError
+from hubtool.hub.patience import PatientHub
+from hubtool.hub.verify import verify
+from hubtool.release import card as cards
+from hubtool.release.signing import verify_signature
 
 
-@click.command("verify")
+@click.command(
+    "verify", epilog=examples("hubtool verify ORG/NAME", "hubtool verify ORG/NAME ./V4-mixed_3_6 --revision refs/pr/1")
+)
 @repo_argument
 @click.argument("folder", type=FOLDER, required=False)
 @click.option("--revision", default="main", show_default=True, help="A branch, tag, commit, or refs/pr/NUMBER.")
@@ -26,16 +33,11 @@ def command(
     templates: Path | None,
     public_key: Path | None,
 ) -> int:
-    """Hold the Hub's hashes of a repo against its record, and what it says of itself against its bytes.
+    """Compare a repo on the Hub with its record.
 
     Headers are read in part from the Hub and compared with config, index, record and card. A folder is compared too,
     if one is given. No weights are fetched.
     """
-    from hubtool.checkpoint.source import HUB_PREFIX
-    from hubtool.hub.patience import PatientHub
-    from hubtool.hub.verify import verify
-    from hubtool.release import card as cards
-
     if public_key is not None:
         _verify_signature(folder, public_key)
     api = open_hub()
@@ -72,7 +74,6 @@ def command(
 
 
 def _verify_signature(folder: Path | None, public_key: Path) -> None:
-    from hubtool.release.signing import verify_signature
 
     if folder is None:
         raise UsageError("needs a folder", where="--public-key", remedy="give the folder that the files lie in")

@@ -4,10 +4,17 @@ import click
 
 from hubtool.cli.console import Console
 from hubtool.cli.destination import confirm, dry_run_option, open_hub
-from hubtool.cli.options import check_repo, repo_argument, with_console, yes_option
+from hubtool.cli.options import check_repo, examples, repo_argument, with_console, yes_option
+from hubtool.release.withdraw import mark, withdraw
 
 
-@click.command("withdraw")
+@click.command(
+    "withdraw",
+    epilog=examples(
+        'hubtool withdraw ORG/NAME --reason "Wrong tokenizer."',
+        'hubtool withdraw ORG/NAME --reason "Replaced." --new-version ORG/OTHER',
+    ),
+)
 @repo_argument
 @click.option("--reason", required=True, help="Why it should no longer be used, in a sentence.")
 @click.option("--new-version", callback=check_repo, metavar="ORG/NAME", help="What takes its place.")
@@ -15,9 +22,10 @@ from hubtool.cli.options import check_repo, repo_argument, with_console, yes_opt
 @yes_option
 @with_console
 def command(console: Console, repo: str, reason: str, new_version: str | None, *, dry_run: bool, yes: bool) -> None:
-    """Mark card and record of a published repo as withdrawn. Nothing is deleted."""
-    from hubtool.release.withdraw import mark, withdraw
+    """Mark a published repo as no longer to be used.
 
+    Its card and its record say so, and what to use instead. Nothing is deleted.
+    """
     api = open_hub()
     if not dry_run:
         confirm(console, api.endpoint, repo, yes=yes)

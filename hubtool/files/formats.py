@@ -19,6 +19,7 @@ import msgspec
 
 from hubtool.errors import HubtoolError, SourceError, UsageError
 from hubtool.files.read import AGAIN
+from hubtool.files.suggest import suggest
 from hubtool.units import MIB
 
 T = TypeVar("T")
@@ -240,9 +241,8 @@ def convert(value: object, kind: type[T], failure: Failure) -> T:
         _refuse_wide(value)
         return msgspec.convert(value, kind, str_keys=True)
     except (ValueError, RecursionError) as reason:
-        raise failure.error(
-            failure.unusable, where=failure.where, found=spoken(reason), remedy=failure.remedy
-        ) from reason
+        remedy = f"{suggest(str(reason), kind)} {failure.remedy}".lstrip()
+        raise failure.error(failure.unusable, where=failure.where, found=spoken(reason), remedy=remedy) from reason
 
 
 def _refuse_wide(value: object) -> None:

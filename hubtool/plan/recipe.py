@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from hubtool.errors import RecipeError
+from hubtool.errors import RecipeError, did_you_mean
 from hubtool.files.formats import Failure, convert, parse_toml
 from hubtool.files.read import is_file, read_small
 from hubtool.models import Component, Model, Parameter
@@ -103,7 +103,7 @@ def load_recipe(name: str) -> Recipe:
                 where="--recipe",
                 found=name,
                 expected=", ".join(recipe_names()),
-                remedy="take one of these, or a file that ends in .toml",
+                remedy=f"{did_you_mean(name, recipe_names())} take one of these, or a file that ends in .toml".strip(),
             )
     try:
         text = read_small(path).decode()  # as it is, so that its hash is the file's
@@ -131,7 +131,7 @@ def parse_recipe(text: str, file: str) -> Recipe:
     except RecipeError as error:
         expected = f"keys {', '.join(_RuleTable.__struct_fields__)} in each [[rule]]"
         where = _locate(file, str(error.found))
-        raise RecipeError(error.what, where=where, found=error.found, expected=expected, remedy=remedy) from error
+        raise RecipeError(error.what, where=where, found=error.found, expected=expected, remedy=error.remedy) from error
     if table.base is not None:
         raise RecipeError(
             "no such base",

@@ -5,15 +5,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-import click
 import pytest
 
 import hubtool as package
-from hubtool.cli import cli, console
+from hubtool.cli import console
 from hubtool.cli.console import Console, table
 from hubtool.convert import device
 from hubtool.units import MB
@@ -58,38 +56,6 @@ def test_planning_loads_no_model_library(sample: Samples) -> None:
 def test_version_is_the_packages(hubtool: CommandLine) -> None:
     outcome = hubtool("--version")
     assert (outcome.code, outcome.stdout.split()[-1]) == (0, package.__version__)
-
-
-def _leaves(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Every command that is no group, by the words that call it."""
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from _leaves(command, f"{prefix}{name} ")
-        else:
-            yield f"{prefix}{name}", command
-
-
-COMMANDS = dict(sorted(_leaves(cli)))
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(name: str, hubtool: CommandLine) -> None:
-    outcome = hubtool(*name.split(), "--help")
-    assert outcome.code == 0
-    assert COMMANDS[name].help
-    options = [parameter for parameter in COMMANDS[name].params if isinstance(parameter, click.Option)]
-    assert all(option.help for option in options), [option.name for option in options if not option.help]
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_a_json_form(name: str) -> None:
-    assert any("--json" in parameter.opts for parameter in COMMANDS[name].params)
-
-
-def test_commands_are_these(hubtool: CommandLine) -> None:
-    shown = hubtool("--help").stdout
-    for name in ("publish", "plan", "convert", "inspect", "card", "upload", "verify", "recipes", "sample", "rehearse"):
-        assert f"  {name} " in shown
 
 
 @pytest.mark.parametrize(
@@ -218,7 +184,7 @@ def test_interrupt_is_130_and_says_how_to_go_on(hubtool: CommandLine, monkeypatc
     def interrupt(folder: Path, *arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hubtool.sample.write_sample", interrupt)
+    monkeypatch.setattr("hubtool.cli.sample.write_sample", interrupt)
     outcome = hubtool("sample", "anywhere")
     assert outcome.code == 130
     assert outcome.stderr.endswith("run the same command again and it goes on: hubtool sample anywhere\n")
@@ -228,7 +194,7 @@ def test_bug_keeps_its_traceback(hubtool: CommandLine, monkeypatch: pytest.Monke
     def fail(folder: Path, *arguments: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("hubtool.sample.write_sample", fail)
+    monkeypatch.setattr("hubtool.cli.sample.write_sample", fail)
     with pytest.raises(ValueError, match="a bug"):
         hubtool("sample", "anywhere")
 

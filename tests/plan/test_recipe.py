@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hubtool.errors import RecipeError
+from hubtool.errors import RecipeError, did_you_mean
 from hubtool.models import Component, Model, Parameter, Part
 from hubtool.plan.format import Format
 from hubtool.plan.plan import make_plan
@@ -153,7 +153,8 @@ REFUSED = {
     "unknown key of a rule": (
         f'summary = "s"\n{RULE}{AFFINE}\n{RULE}{AFFINE}group = 64',
         r"mine\.toml: rule 2: cannot be used: found Object contains unknown field `group` - at `\$\.rule\[1\]`, "
-        r"expected keys mode, match, component, .+, optional, note, fit in each \[\[rule\]\]; correct the file",
+        r"expected keys mode, match, component, .+, optional, note, fit in each \[\[rule\]\]; "
+        r"did you mean group_size\? correct the file",
     ),
     "selects nothing": (
         f'summary = "s"\n[[rule]]\n{AFFINE}',
@@ -264,7 +265,7 @@ def test_name_of_no_recipe_is_refused(name: str, sample: Samples, assert_refused
     assert_refused(
         sample("mini"),
         f"--recipe: no such recipe: {found}expected {', '.join(NAMES)}; "
-        "take one of these, or a file that ends in .toml",
+        + f"{did_you_mean(name, NAMES)} take one of these, or a file that ends in .toml".lstrip(),
         recipe=name,
         code=2,
     )
