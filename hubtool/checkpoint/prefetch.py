@@ -23,18 +23,18 @@ from pathlib import Path
 from typing import Literal
 
 import httpx2
-from huggingface_hub._local_folder import (
-    LocalDownloadFilePaths,
-    get_local_download_paths,
-    read_download_metadata,
-    write_download_metadata,
-)
 
 from hubtool import units
 from hubtool.errors import HubtoolError, SourceError, UsageError
 from hubtool.files.lock import held
 from hubtool.files.read import pread_into
 from hubtool.hub.client import HubFile, translated
+from hubtool.hub.private import (
+    LocalDownloadFilePaths,
+    get_local_download_paths,
+    read_download_metadata,
+    write_download_metadata,
+)
 from hubtool.hub.reader import RepoReader
 
 PARALLEL = 3

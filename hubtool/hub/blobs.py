@@ -15,7 +15,6 @@ from urllib.parse import quote
 import httpx2
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
 from hubtool.errors import HubError, OutputError
 from hubtool.hub import xet
@@ -29,6 +28,7 @@ from hubtool.hub.patience import (
     readable_answers,
     refused_status,
 )
+from hubtool.hub.private import UploadInfo, auth_headers, mark, post_lfs_batch_info
 from hubtool.hub.state import Blob, State
 from hubtool.progress import Advance, HighWater
 
@@ -70,7 +70,7 @@ class Blobs:
                     repo_type="model",
                     revision=self._revision,
                     endpoint=self._hub.api.endpoint,
-                    headers=self._hub.api._build_hf_headers(),
+                    headers=dict(auth_headers(self._hub.api)),
                 )
             return {answer["oid"] for answer in answers if answer.get("actions") is None}
 
@@ -162,26 +162,15 @@ def choose_large(hub: PatientHub, repo: str, revision: str, infos: Mapping[str, 
 
 
 def chosen_addition(name: str, content: bytes, *, large: bool) -> CommitOperationAdd:
-    """What adds a file by the way that was chosen.
-
-    huggingface_hub 2.4 has no public way to say so: without this mark it would ask again, and silently leave out what a
-    `.gitignore` in the repo names.
-    """
-    addition = CommitOperationAdd(name, content)
-    addition._upload_mode = "lfs" if large else "regular"
-    return addition
+    """What adds a file by the way that was chosen."""
+    return mark(CommitOperationAdd(name, content), large=large)
 
 
 def stored_addition(name: str, blob: Blob) -> CommitOperationAdd:
-    """What commits content that the Hub has, though it may lie nowhere else.
-
-    huggingface_hub 2.4 has no public way to say so: without these marks it would send an empty file in its place.
-    """
+    """What commits content that the Hub has, though it may lie nowhere else."""
     addition = CommitOperationAdd(name, b"")
     addition.upload_info = UploadInfo(blob.nbytes, b"", bytes.fromhex(blob.sha256))
-    addition._upload_mode = "lfs"
-    addition._is_uploaded = True
-    return addition
+    return mark(addition, large=True, uploaded=True)
 
 
 def require_unchanged(path: Path, expected: str | None, found: str) -> None:
@@ -201,7 +190,7 @@ class _WatchedAddition(CommitOperationAdd):
 
     def __init__(self, name: str, path: Path, reach: xet.Reach) -> None:
         super().__init__(name, path)
-        self._upload_mode = "lfs"  # see `chosen_addition`
+        mark(self, large=True)
         self._path = path
         self._reach = reach
 

@@ -21,10 +21,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import _http as stock
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hubtool.errors import HubError, UsageError
+from hubtool.hub.private import DEFAULT_ENDPOINT, client_factory, default_client_factory
 
 CONNECT_SECONDS = 30.0
 READ_SECONDS = 300.0
@@ -48,7 +48,7 @@ class TimeOuts:
 
     def __call__(self) -> httpx2.Client:
         """The stock client's own HTTP client, which otherwise waits for ever."""
-        client = stock.default_client_factory()
+        client = default_client_factory()
         client.timeout = httpx2.Timeout(self.read, connect=self.connect)
         client.event_hooks["request"] = [*client.event_hooks["request"], self._limit]
         return client
@@ -77,7 +77,7 @@ def make_api(
         UsageError: HF_ENDPOINT is no address.
     """
     # Setting the factory closes the session that other threads may be reading from.
-    if stock._GLOBAL_CLIENT_FACTORY != time_outs:
+    if client_factory() != time_outs:
         huggingface_hub.set_client_factory(time_outs)
     disable_progress_bars()  # hubtool tells of progress itself, and in JSON mode stderr holds JSON lines
     if not xet:
@@ -93,7 +93,7 @@ def find_endpoint(endpoint: str | None = None) -> str:
         UsageError: It is no address.
     """
     # The stock client looks at HF_ENDPOINT only once, when it is imported.
-    chosen = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT or constants._HF_DEFAULT_ENDPOINT
+    chosen = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT or DEFAULT_ENDPOINT
     address = chosen.strip().rstrip("/")
     if not _ADDRESS.fullmatch(address):
         raise UsageError(

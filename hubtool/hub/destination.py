@@ -7,11 +7,11 @@ from typing import Any
 from huggingface_hub import Discussion
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
-from huggingface_hub.utils import _http as stock
 
 from hubtool.errors import HubError, UsageError
 from hubtool.hub.client import HubFile, list_files
 from hubtool.hub.patience import NOT_FOUND, PatientHub, refused_status
+from hubtool.hub.private import auth_headers, get_session, hf_raise_for_status
 from hubtool.hub.state import State
 from hubtool.units import GB, format_size
 
@@ -214,10 +214,8 @@ def _create_repo(hub: PatientHub, to: Destination) -> None:
     }
 
     def create() -> bool:
-        response = stock.get_session().post(
-            f"{hub.api.endpoint}/api/repos/create", headers=hub.api._build_hf_headers(), json=body
-        )
-        stock.hf_raise_for_status(response)
+        response = get_session().post(f"{hub.api.endpoint}/api/repos/create", headers=auth_headers(hub.api), json=body)
+        hf_raise_for_status(response)
         return True
 
     hub.attempt(to.repo, create, landed=lambda: True if _find_info(hub, to.repo, None) else None)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.lfs import UploadInfo
 
 from hubtool.errors import HubError
 from hubtool.hub.blobs import choose_large, chosen_addition
@@ -12,6 +11,7 @@ from hubtool.hub.client import git_sha1, list_files
 from hubtool.hub.commit import commit_once
 from hubtool.hub.destination import MAIN, Destination
 from hubtool.hub.patience import PatientHub
+from hubtool.hub.private import UploadInfo
 from hubtool.hub.reader import has_record
 from hubtool.hub.upload import Published, find_tag, record_digest
 from hubtool.record import Record

@@ -33,10 +33,10 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.utils import _http as stock
 
 from hubtool.errors import HubError
 from hubtool.hub.client import redact, said, translated
+from hubtool.hub.private import HTTP_LOGGER, auth_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 from hubtool.units import format_seconds
 
 T = TypeVar("T")
@@ -186,10 +186,10 @@ class PatientHub:
         """
 
         def call() -> Any:
-            response = stock.get_session().request(
-                method, f"{self.api.endpoint}{path}", headers=self.api._build_hf_headers(), **content
+            response = get_session().request(
+                method, f"{self.api.endpoint}{path}", headers=auth_headers(self.api), **content
             )
-            stock.hf_raise_for_status(response)
+            hf_raise_for_status(response)
             with readable_answers():
                 return response.json()
 
@@ -198,7 +198,7 @@ class PatientHub:
     @contextmanager
     def _waits_told(self, what: str) -> Iterator[None]:
         """Let the waits of the stock client be told as hubtool's are, and not by its own log."""
-        log = logging.getLogger(stock.__name__)
+        log = logging.getLogger(HTTP_LOGGER)
         relay, propagate = _Relay(lambda text: self.say(f"{what}: {text}")), log.propagate
         log.addHandler(relay)
         log.propagate = False
@@ -238,7 +238,7 @@ def _pause(error: Exception, wait: float | None, longest: float) -> float | None
 
 def _asked_wait(response: httpx2.Response) -> float | None:
     """Seconds that the Hub says to wait."""
-    limit = stock.parse_ratelimit_headers(response.headers)
+    limit = parse_ratelimit_headers(response.headers)
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
     after = response.headers.get("Retry-After", "")

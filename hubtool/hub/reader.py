@@ -12,11 +12,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
 )
-from huggingface_hub.utils import _http as stock
 
 from hubtool.errors import HubError, VerificationError
 from hubtool.hub.client import CONNECT_SECONDS, DOWNLOAD_SECONDS, HubFile, translated
 from hubtool.hub.patience import PatientHub
+from hubtool.hub.private import auth_headers, get_session, hf_raise_for_status, http_backoff, http_stream_backoff
 from hubtool.record import RECORD_FILE, Record, decode_record, encode_record
 
 
@@ -29,9 +29,9 @@ def read_hub_file(hub: PatientHub, repo: str, commit: str, name: str) -> bytes |
 
     def read() -> bytes | None:
         url = f"{hub.api.endpoint}/{repo}/resolve/{commit}/{quote(name)}"
-        response = stock.get_session().get(url, headers=hub.api._build_hf_headers(), follow_redirects=True)
+        response = get_session().get(url, headers=auth_headers(hub.api), follow_redirects=True)
         try:
-            stock.hf_raise_for_status(response)
+            hf_raise_for_status(response)
         except EntryNotFoundError:
             return None
         return response.content
@@ -132,8 +132,8 @@ class RepoReader:
         last = "" if stop is None else stop - 1
         request = self._request(name, {"Range": f"bytes={start}-{last}"} if ranged else {})
         with translated(self.where(name)):
-            response = stock.http_backoff("GET", **request)
-            stock.hf_raise_for_status(response)
+            response = http_backoff("GET", **request)
+            hf_raise_for_status(response)
         content: bytes = response.content
         if ranged and not _is_part(response, start, stop):
             said_range = response.headers.get("Content-Range", "no Content-Range")
@@ -157,8 +157,8 @@ class RepoReader:
             HfHubHTTPError: The Hub refused; to be put into `translated`, as all that the stock client raises.
         """
         request = self._request(name, {"Range": f"bytes={start}-"} if start else {})
-        with stock.http_stream_backoff("GET", retry_on_exceptions=(), **request) as response:
-            stock.hf_raise_for_status(response)
+        with http_stream_backoff("GET", retry_on_exceptions=(), **request) as response:
+            hf_raise_for_status(response)
             yield response
 
     def wrong_bytes(self, file: HubFile, found: str) -> HubError:
@@ -183,7 +183,7 @@ class RepoReader:
         return {
             "url": f"{self._api.endpoint}/{self.repo}/resolve/{self.commit}/{quote(name)}",
             # Ranges count the bytes of the file, not of a compressed answer.
-            "headers": {**self._api._build_hf_headers(), "Accept-Encoding": "identity", **headers},
+            "headers": {**auth_headers(self._api), "Accept-Encoding": "identity", **headers},
             "timeout": httpx2.Timeout(DOWNLOAD_SECONDS, connect=CONNECT_SECONDS),
         }
 

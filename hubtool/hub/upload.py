@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationDelete
-from huggingface_hub.lfs import UploadInfo
 
 from hubtool.errors import HubError, OutputError, RecordError
 from hubtool.files.read import file_sha256
@@ -18,6 +17,7 @@ from hubtool.hub.client import HubFile, git_sha1, list_files
 from hubtool.hub.commit import Operation, card_refused, commit_once
 from hubtool.hub.destination import Destination, Place, check_rights, find_place, make_place
 from hubtool.hub.patience import BAD_REQUEST, PatientHub, refused_status
+from hubtool.hub.private import UploadInfo
 from hubtool.hub.reader import has_record, read_hub_file, read_hub_record
 from hubtool.hub.rules import REGULAR_LIMIT_NBYTES, check_metadata
 from hubtool.hub.state import Blob, State

@@ -4,20 +4,23 @@ hf_xet is driven directly, because huggingface_hub 2.4 neither streams nor tells
 computes the SHA-256 of what it sends; one that is handed to it is not checked, so none ever is.
 """
 
-import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
-from huggingface_hub.utils._runtime import is_xet_available
-from huggingface_hub.utils._xet import abort_xet_session, get_xet_session, xet_headers_without_auth
-
 from hubtool.hub.client import redact
 from hubtool.hub.patience import DeniedError, PatientHub, TransferError
+from hubtool.hub.private import (
+    abort_xet_session,
+    auth_headers,
+    get_xet_session,
+    hf_xet,
+    is_xet_available,
+    xet_headers_without_auth,
+)
 from hubtool.hub.state import Blob
 
 __all__ = ["is_xet_available", "send_file", "send_stream"]
@@ -37,7 +40,7 @@ def send_file(hub: PatientHub, repo: str, revision: str, path: Path, reach: Reac
         HubError: The Hub gives no token for it.
     """
     with _upload(hub, repo, revision, reach) as upload:
-        handle = upload.start_upload_file(str(path), sha256=_hf_xet().COMPUTE_SHA256)
+        handle = upload.start_upload_file(str(path), sha256=hf_xet().COMPUTE_SHA256)
     return _blob(handle.result())
 
 
@@ -49,7 +52,7 @@ def send_stream(hub: PatientHub, repo: str, revision: str, chunks: Iterable[byte
         HubError: The Hub gives no token for it.
     """
     with _upload(hub, repo, revision, lambda done: None) as upload:
-        stream = upload.start_upload_stream(sha256=_hf_xet().COMPUTE_SHA256)
+        stream = upload.start_upload_stream(sha256=hf_xet().COMPUTE_SHA256)
         for chunk in chunks:
             with _broken_off():
                 stream.write(chunk)
@@ -64,7 +67,7 @@ def _upload(hub: PatientHub, repo: str, revision: str, reach: Reach) -> Iterator
     address = f"/api/models/{repo}/xet-write-token/{quote(revision, safe='')}"
     # Asked here, where it is known what may be repeated: hf_xet repeats for minutes without a word.
     token = hub.ask("GET", address, repo)
-    headers = hub.api._build_hf_headers()
+    sent = dict(auth_headers(hub.api))
     try:
         with _broken_off():
             upload = get_xet_session().new_upload_commit(
@@ -72,8 +75,8 @@ def _upload(hub: PatientHub, repo: str, revision: str, reach: Reach) -> Iterator
                 token=token["accessToken"],
                 token_expiry_unix_secs=token["exp"],
                 token_refresh_url=f"{hub.api.endpoint}{address}",
-                token_refresh_headers=headers,
-                custom_headers=xet_headers_without_auth(headers),
+                token_refresh_headers=sent,
+                custom_headers=xet_headers_without_auth(sent),
                 progress_callback=lambda report, items: reach(report.total_bytes_completed),
             )
         try:
@@ -104,7 +107,3 @@ def _broken_off() -> Iterator[None]:
 
 def _blob(info: Any) -> Blob:
     return Blob(info.xet_info.sha256, info.xet_info.file_size)
-
-
-def _hf_xet() -> ModuleType:
-    return importlib.import_module("hf_xet")

@@ -11,7 +11,6 @@ whatever does not look like that is an error.
 """
 
 import functools
-import importlib
 import os
 import shutil
 import struct
@@ -19,9 +18,9 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from hubtool.hub.private import hf_xet
 from hubtool.rehearsal.wire import Refusal
 
 RECORD_NBYTES = 48
@@ -100,17 +99,12 @@ class XetStore:
             for index in self._xorbs.glob("*.redb"):
                 shutil.copyfile(index, copy / index.name)
             group = _session(self._log).new_download_stream_group(endpoint=f"local://{scratch}")
-            yield from group.download_stream(_hf_xet().XetFileInfo(file.xet_hash, file.nbytes))
+            yield from group.download_stream(hf_xet().XetFileInfo(file.xet_hash, file.nbytes))
 
     def drop(self, file: XetFile) -> None:
         """Deletes the chunks that a file refers to."""
         for xorb in file.xorbs:
             (self._xorbs / "xorbs" / f"default.{xorb}").unlink(missing_ok=True)
-
-
-def _hf_xet() -> ModuleType:
-    # Only when needed: a platform without it has no client that stores through it.
-    return importlib.import_module("hf_xet")
 
 
 @functools.cache
@@ -124,7 +118,7 @@ def _session(log: Path) -> Any:  # hf_xet has no types
         "telemetry.enabled": False,
         "log.dest": str(log),
     }
-    return _hf_xet().XetSession(_hf_xet().XetConfig().with_config({**limits, **others}))
+    return hf_xet().XetSession(hf_xet().XetConfig().with_config({**limits, **others}))
 
 
 def _files_of(shard: Path) -> Iterator[XetFile]:
