@@ -72,6 +72,8 @@ def make(task: Task) -> MadePiece:
 
 def make_task(source: SourceSpec, piece: Piece, steps: Sequence[Step], error_rows: int) -> Task:
     """The task for a piece, without the parts of its parameter that the piece does not touch."""
+    if steps[0].parameter.program is not None:
+        return Task(source, piece, tuple(steps), error_rows)
     narrow = tuple(_narrowed(step, piece) for step in steps)
     return Task(source, Piece(piece.step, 0, piece.parts, piece.start, piece.stop), narrow, error_rows)
 
@@ -178,10 +180,8 @@ class Makers:
             wanted: Each piece with a step that tells what it reads, and the shards of the output that wait for it.
         """
         for piece, step, shards in wanted:
-            for part in step.parameter.parts[piece.first_part : piece.first_part + piece.parts]:
-                for name in (part.weight, part.scale):
-                    if name is not None:
-                        self._needs.setdefault(self.source.tensors[name].file, set()).update(shards)
+            for name in step.reads(piece):
+                self._needs.setdefault(self.source.tensors[name].file, set()).update(shards)
         if self._executor is None:  # elsewhere it is read there
             self.source.prepare(list(self._needs))
 

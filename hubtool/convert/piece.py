@@ -14,6 +14,7 @@ import numpy.typing as npt
 from hubtool.checkpoint.source import Source
 from hubtool.convert import decode
 from hubtool.convert.device import decodes_on_device
+from hubtool.convert.evaluate import evaluate_rows
 from hubtool.convert.hints import Hints, PieceHints
 from hubtool.convert.quantize import (
     MLX_DTYPES,
@@ -96,7 +97,8 @@ class PieceMaker:
         Raises:
             SourceError: The bytes cannot be read, or they or a scale or bias made of them are not finite.
         """
-        loaded = _Loaded(self, piece, steps[0])
+        traced = steps[0].parameter.program is not None
+        loaded = _Traced(self, piece, steps[0]) if traced else _Loaded(self, piece, steps[0])
         made: dict[object, Made] = {}
         for step in steps:
             if step.how == "copy":
@@ -127,14 +129,20 @@ class PieceMaker:
             self._source.read_into(stored.file, stored.offset + start * row_nbytes, part.data.cast("B"))
         return buffer.reshape(-1, row_nbytes)
 
-    def _compute(self, loaded: "_Loaded", work: Sequence[tuple[Step, PieceHints | None]]) -> list[Made]:
+    def evaluate(self, step: Step, piece: Piece) -> tuple[mx.array, mx.array | None]:
+        """What a parameter's program gives of a piece, evaluated: its weight, and its scales if it is packed."""
+        with mx.stream(self._stream):
+            return evaluate_rows(step.parameter, step.box(piece), self._source)
+
+    def _compute(self, loaded: "_Loaded | _Traced", work: Sequence[tuple[Step, PieceHints | None]]) -> list[Made]:
         """Decode tile by tile, and make of each tile what every step wants, and what that lost."""
         steps = [step for step, _ in work]
         outputs: list[tuple[Array, ...]] = [() for _ in steps]
         sums: list[ErrorSums | None] = [None for _ in steps]
         checked = loaded.can_overflow or (loaded.scale is None and any(step.how == "quantize" for step in steps))
-        for start, stop in tiles(len(loaded.raw), steps[0].columns):
-            values = self._decode(loaded, slice(start, stop))
+        for start, stop in tiles(loaded.count, steps[0].columns):
+            rows = slice(start, stop)
+            values = loaded.values(rows) if isinstance(loaded, _Traced) else self._decode(loaded, rows)
             if checked:
                 (bits,) = to_numpy([values.astype(mx.bfloat16)])
                 loaded.refuse_infinities(bits, start)
@@ -143,7 +151,7 @@ class PieceMaker:
                 arrays = to_numpy(stored)
                 if not outputs[number]:
                     outputs[number] = tuple(
-                        self.buffer(f"{number}.{i}", (len(loaded.raw), *array.shape[1:]), array.dtype)
+                        self.buffer(f"{number}.{i}", (loaded.count, *array.shape[1:]), array.dtype)
                         for i, array in enumerate(arrays)
                     )
                 for output, array in zip(outputs[number], arrays, strict=True):
@@ -191,10 +199,10 @@ class PieceMaker:
 
 
 def _store(values: mx.array, step: Step, hints: PieceHints | None, start: int) -> Sequence[mx.array]:
-    """What a step stores of the rows of a piece from `start` on; what is quantized is BF16 first, as its scales are."""
+    """What a step stores of the rows of a piece from `start` on; what is quantized has its scales' dtype first."""
     if step.how == "cast":
         return [values.astype(MLX_DTYPES[step.outputs[0].spec.dtype])]
-    quantizer, narrow = QUANTIZERS[step.fit], values.astype(mx.bfloat16)
+    quantizer, narrow = QUANTIZERS[step.fit], values.astype(MLX_DTYPES[step.parameter.computed])
     if hints is None or step.fit == "nearest":
         return quantizer(narrow, step.format, Hints())
     runs = hints.runs(start, start + len(values))
@@ -234,13 +242,18 @@ class _Loaded:
             _refuse(nan, self.weights, "E4M3 byte 127 or 255, which is NaN")
 
     @property
+    def count(self) -> int:
+        """Rows."""
+        return len(self.raw)
+
+    @property
     def can_overflow(self) -> bool:
         """Whether a scale is so large that a decoded weight can be infinite."""
         return self.scale is not None and bool(self.scale.max() >= OVERFLOWING_E8M0[self.parameter.encoding])
 
     def refuse_infinities(self, bits: Array, start: int) -> None:
         """Raise SourceError if any of the decoded rows from `start` on, bfloat16 bits, is infinite or NaN."""
-        bad = (bits & BF16_INFINITY) == BF16_INFINITY
+        bad = _not_finite(bits)
         if bad.any():
             row = start + int(bad.reshape(len(bits), -1).any(axis=1).argmax())
             names = [self.weights[row * len(self.weights) // len(self.raw)]]
@@ -258,6 +271,66 @@ class _Loaded:
         raw, scale = self.rows(slice(None))
         assert scale is not None, self.parameter.path
         return _repack(raw, scale, self.parameter)
+
+
+class _Traced:
+    """The values of one piece that a program computes, as `_Loaded` has the bytes of published ones.
+
+    Attributes:
+        parameter: What they belong to.
+        weights: What messages name: the published tensor if it is one, else the parameter.
+        count: Rows.
+        scale: E8M0 bytes of packed values, else None.
+    """
+
+    def __init__(self, maker: PieceMaker, piece: Piece, step: Step) -> None:
+        self.parameter = step.parameter
+        names = step.reads(piece)
+        self.weights = list(names) if len(names) == 1 else [self.parameter.path]
+        self.count = piece.rows
+        weight, scales = maker.evaluate(step, piece)
+        self._weight = weight.reshape(self.count, -1)
+        self.scale: decode.Bytes | None = None
+        if scales is not None:
+            self._scales = scales.reshape(self.count, -1)
+            (self.scale,) = to_numpy([self._scales])
+            _refuse(self.scale == decode.E8M0_NAN, self.weights, "E8M0 byte 255, which is NaN")
+
+    @property
+    def raw(self) -> Array:
+        """The values as they are stored when they stay as they are."""
+        return to_numpy([self._weight])[0]
+
+    @property
+    def can_overflow(self) -> bool:
+        """Whether a decoded weight can be infinite or NaN."""
+        if self.scale is None:
+            return self.parameter.encoding == "fp8_scaled"
+        return self.parameter.encoding == "fp8" or bool(self.scale.max() >= OVERFLOWING_E8M0["fp4"])
+
+    def values(self, rows: slice) -> mx.array:
+        """Some rows, decoded."""
+        if self.scale is None:
+            return self._weight[rows]
+        packed = [self._weight[rows], self._scales[rows]]
+        return dequantize(packed, lossless_format(self.parameter.encoding), mx.bfloat16)
+
+    def refuse_infinities(self, bits: Array, start: int) -> None:
+        """Raise SourceError if any of the decoded rows from `start` on, bfloat16 bits, is infinite or NaN."""
+        _refuse(_not_finite(bits), self.weights, "a weight that is infinite or NaN in bfloat16")
+
+    def repacked(self) -> tuple[Array, ...]:
+        """The bytes as MLX's mxfp4 or mxfp8: packed weight and scales."""
+        assert self.scale is not None, self.parameter.path
+        return self.raw, self.scale
+
+
+def _not_finite(array: Array) -> npt.NDArray[np.bool_]:
+    """Which numbers are infinite or NaN; 16-bit integers are the bits of bfloat16."""
+    if array.dtype == np.uint16:
+        bad: npt.NDArray[np.bool_] = (array & BF16_INFINITY) == BF16_INFINITY
+        return bad
+    return ~np.isfinite(array)
 
 
 def _repack(raw: decode.Bytes, scale: decode.Bytes, parameter: Parameter) -> tuple[Array, ...]:
@@ -288,7 +361,7 @@ def _refuse_scales(arrays: Sequence[Array], step: Step, names: Sequence[str]) ->
     """Raise SourceError if a scale or bias that `step` stores makes its weights infinite or NaN."""
     for kind, array in zip(("scale", "bias"), arrays, strict=False):
         if step.format.has_biases:
-            bad = (array & BF16_INFINITY) == BF16_INFINITY
+            bad = _not_finite(array)
         else:
             bad = array >= OVERFLOWING_SCALE[step.format.mode]
         _refuse(bad, names, f"a {kind} of its quantization is infinite or NaN")

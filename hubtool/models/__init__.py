@@ -7,13 +7,15 @@ config.json, headers     -> read_model      -> Model: parameters in file order, 
 from collections.abc import Mapping
 
 from hubtool.checkpoint.tensors import TensorSpec
-from hubtool.errors import SourceError
 from hubtool.models.architecture import Architecture, Config, experts_per_token, find_layer, find_projection
 from hubtool.models.deepseek_v4 import DEEPSEEK_V4
+from hubtool.models.generic import GENERIC
 from hubtool.models.model import Component, Dropped, Encoding, Model, OwnFormat, Parameter, Part
+from hubtool.models.program import Box
 
 __all__ = [
     "Architecture",
+    "Box",
     "Component",
     "Dropped",
     "Encoding",
@@ -28,32 +30,20 @@ __all__ = [
     "read_model",
 ]
 
-ARCHITECTURES: Mapping[str | None, Architecture] = {each.model_type: each for each in (DEEPSEEK_V4,)}
+BY_HAND: Mapping[str, Architecture] = {"deepseek_v4": DEEPSEEK_V4}
+"""Architectures that hubtool reads itself, by config.json's model_type."""
 
 
 def read_model(config: Config, tensors: Mapping[str, TensorSpec]) -> Model:
     """The MLX model that a checkpoint makes, from config.json and its tensors' names, dtypes and shapes.
 
     Raises:
-        SourceError: The architecture is not one that hubtool knows, or the checkpoint contradicts itself.
+        SourceError: Neither hubtool nor mlx-lm knows the architecture, or the checkpoint contradicts itself.
     """
     return architecture_of(config).read(config, tensors)
 
 
 def architecture_of(config: Config) -> Architecture:
-    """The architecture that config.json names.
-
-    Raises:
-        SourceError: It is not one that hubtool knows.
-    """
+    """The architecture that config.json names: one by hand, or what stands for all that mlx-lm knows."""
     model_type = config.get("model_type")
-    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
-    if architecture is None:
-        raise SourceError(
-            "another architecture than hubtool converts",
-            where="config.json: model_type",
-            found=model_type or "none",
-            expected=" or ".join(filter(None, ARCHITECTURES)),
-            remedy="take a DeepSeek-V4 checkpoint",
-        )
-    return architecture
+    return BY_HAND.get(model_type, GENERIC) if isinstance(model_type, str) else GENERIC

@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 import msgspec
 
-Encoding = Literal["plain", "fp8", "fp4"]
-"""How a published matrix is stored: as its dtype says, E4M3 with block scales, or packed E2M1 with row scales."""
+from hubtool.models.program import Program
+
+Encoding = Literal["plain", "fp8", "fp4", "fp8_scaled"]
+"""How a published matrix is stored: as its dtype says, E4M3 with E8M0 block scales, packed E2M1 with E8M0 row scales,
+or E4M3 with float scales."""
 
 
 class Component(StrEnum):
@@ -63,6 +66,7 @@ class Parameter:
         stacked: Whether the parts are stacked along a first axis of their own.
         computed: Float dtype in which it is quantized, and which affine scales have.
         own: What the model's class asks for it, None if it leaves that to the recipe.
+        program: How it is computed where it is not just made of `parts`, which are then none.
     """
 
     module: str
@@ -78,11 +82,12 @@ class Parameter:
     stacked: bool = False
     computed: str = "BF16"
     own: OwnFormat | None = None
+    program: Program | None = None
 
     @property
     def path(self) -> str:
         """`module.name`, the tensor's name in the MLX file."""
-        return f"{self.module}.{self.name}"
+        return f"{self.module}.{self.name}" if self.module else self.name
 
     @property
     def subject(self) -> str:
@@ -98,6 +103,18 @@ class Parameter:
     def part_shape(self) -> tuple[int, ...]:
         """Logical shape of one part."""
         return self.shape[1:] if self.stacked else self.shape
+
+    @property
+    def part_count(self) -> int:
+        """Parts: how many times `part_shape` it is."""
+        return self.shape[0] if self.stacked else 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Published tensors that it is made of, in the order of their need, scales included."""
+        if self.program is not None:
+            return self.program.names
+        return tuple(name for part in self.parts for name in (part.weight, part.scale) if name is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from hubtool.checkpoint.source import Source
 from hubtool.checkpoint.statistics import Inputs, Statistics
 from hubtool.checkpoint.tensors import DTYPE_NBYTES, TensorSpec, encode_header
 from hubtool.errors import RecipeError
-from hubtool.models import Component, Model, OwnFormat, Parameter, read_model
+from hubtool.models import Box, Component, Model, OwnFormat, Parameter, read_model
 from hubtool.plan import mlx
 from hubtool.plan.fitting import choose_fit
 from hubtool.plan.format import PUBLISHED, Format, Mode, lossless_format
@@ -31,6 +31,12 @@ SHARD_NBYTES = 5 * units.GIB
 
 PIECE_SIZE = 8 * 1024 * 1024
 """Most weights in a piece: one expert projection of V4-Flash (2048 x 4096)."""
+
+TRACED_PIECE_SIZE = 2 * 1024 * 1024
+"""Most weights in a piece that a program computes: every array on the way takes memory of its own."""
+
+TRACED_ROWS = 128
+"""Rows of such a piece are a multiple of this: the FP8 blocks that such programs decode have as many."""
 
 BASE_NBYTES = 90 * units.MIB
 """The process itself: interpreter, MLX, NumPy, hubtool. Measured on Linux x86-64, as are the next two."""
@@ -118,7 +124,7 @@ class Step:
     @property
     def rows(self) -> int:
         """Rows of one part: its first axis."""
-        return self.parameter.part_shape[0]
+        return self.parameter.part_shape[0] if self.parameter.part_shape else 1
 
     @property
     def columns(self) -> int:
@@ -130,13 +136,18 @@ class Step:
 
         They depend on the source alone, so plans of one model have the same pieces.
         """
-        parts, block = len(self.parameter.parts), self.parameter.block[0]
-        together = PIECE_SIZE // (self.rows * self.columns)
-        if together > 1 and self.rows % block == 0:
+        parts, block, size = self.parameter.part_count, self.parameter.block[0], PIECE_SIZE
+        if (program := self.parameter.program) is not None:
+            if program.whole is not None:
+                yield Piece(index, 0, parts, 0, self.rows)
+                return
+            block, size = TRACED_ROWS, TRACED_PIECE_SIZE
+        together = size // (self.rows * self.columns)
+        if together > 1 and (self.rows % block == 0 or self.parameter.program is not None):
             for first in range(0, parts, together):
                 yield Piece(index, first, min(together, parts - first), 0, self.rows)
             return
-        rows = max(block, PIECE_SIZE // self.columns // block * block)
+        rows = max(block, size // self.columns // block * block)
         for part in range(parts):
             for start in range(0, self.rows, rows):
                 yield Piece(index, part, 1, start, min(self.rows, start + rows))
@@ -149,17 +160,38 @@ class Step:
                 return self.columns // 2 + -(-self.columns // self.parameter.block[1])
             case "fp8":
                 return self.columns + -(-self.columns // self.parameter.block[1])
-            case "plain":
+            case _:
                 return self.columns * DTYPE_NBYTES[self.parameter.dtype]
 
     @property
-    def piece_rows(self) -> int:
-        """Rows of the largest piece."""
-        return max(piece.rows for piece in self.pieces(0))
+    def largest_piece(self) -> Piece:
+        """The piece of the most rows."""
+        return max(self.pieces(0), key=lambda piece: piece.rows)
+
+    def loaded_nbytes(self, piece: Piece) -> int:
+        """Bytes of memory that a piece takes as it was read, and where it is computed by a program, until it is."""
+        program = self.parameter.program
+        return piece.rows * self.source_row_nbytes if program is None else program.peak_nbytes(self.box(piece))
+
+    def box(self, piece: Piece) -> Box:
+        """The rows of a piece as a box of the parameter's program."""
+        assert self.parameter.program is not None, self.parameter.path
+        shape = self.parameter.program.weight.shape
+        first = (piece.first_part, piece.first_part + piece.parts)
+        leading = (first,) if self.parameter.stacked else ()
+        rows = ((piece.start, piece.stop),) if self.parameter.part_shape else ()
+        return (*leading, *rows, *((0, side) for side in shape[len(leading) + len(rows) :]))
+
+    def reads(self, piece: Piece) -> tuple[str, ...]:
+        """Published tensors that a piece is made of, scales included, in the order of their need."""
+        if self.parameter.program is not None:
+            return tuple(dict.fromkeys(name for name, _ in self.parameter.program.reads(self.box(piece))))
+        parts = self.parameter.parts[piece.first_part : piece.first_part + piece.parts]
+        return tuple(name for part in parts for name in (part.weight, part.scale) if name is not None)
 
     def row_nbytes(self, output: OutputTensor) -> int:
         """Bytes that one row of a part takes in `output`."""
-        return output.spec.nbytes // (self.rows * len(self.parameter.parts))
+        return output.spec.nbytes // (self.rows * self.parameter.part_count)
 
     def output_range(self, output: OutputTensor, piece: Piece) -> tuple[int, int]:
         """Where a piece is written: offset in bytes from the beginning of the file, and bytes."""
@@ -303,6 +335,8 @@ class Plan:
             digest.update(f"{parameter.path} {step.format} {step.how} {parameter.encoding} {parameter.block}".encode())
             for part in parameter.parts:
                 digest.update(f" {part.weight} {part.scale}".encode())
+            if parameter.program is not None:
+                digest.update(f" {parameter.program.digest} {parameter.computed}".encode())
             if step.fit != "nearest" and step.inputs is not None:
                 digest.update(f" {step.fit} {FIT_CANDIDATES} {step.inputs.digest}".encode())
         return digest.hexdigest()
@@ -324,16 +358,16 @@ def peak_nbytes(plans: Sequence[Plan], jobs: int) -> int:
     what is known of the source's tensors.
     """
     model = plans[0].model
-    tensors = sum(2 * len(parameter.parts) for parameter in model.parameters)
+    tensors = sum(len(each.names) if each.program else 2 * each.part_count for each in model.parameters)
     tensors += sum(dropped.tensors for dropped in model.dropped)
     piece = 0
     for steps in zip(*(plan.steps for plan in plans), strict=True):
-        row_nbytes = steps[0].source_row_nbytes
-        computing = 0
+        largest = steps[0].largest_piece
+        row_nbytes = computing = 0
         for step in {step.made_as: step for step in steps if step.how in ("cast", "quantize")}.values():
             row_nbytes += sum(step.row_nbytes(output) for output in step.outputs)
             computing = max(computing, TILE_NBYTES + (FIT_NBYTES if step.fit == "weighted" else 0))
-        piece = max(piece, steps[0].piece_rows * row_nbytes + computing)
+        piece = max(piece, steps[0].loaded_nbytes(largest) + largest.rows * row_nbytes + computing)
     return BASE_NBYTES + tensors * SOURCE_TENSOR_NBYTES + jobs * piece
 
 
