@@ -28,16 +28,17 @@ FIND_PYTHON = python=; \
 		exit 1; \
 	fi
 
-.PHONY: help demo test check pages format pins clean
+.PHONY: help demo test test-fast check pages format pins clean
 
 help:
-	@echo "make demo    make a tiny checkpoint, convert it and publish it to a rehearsal Hub on this machine"
-	@echo "make test    run the tests"
-	@echo "make check   lint, formatting, types, import layers"
-	@echo "make pages   look at a card's page in Chromium, and ask npm's @huggingface/hub for our parameter counts"
-	@echo "make format  reformat, and mend what the linter can"
-	@echo "make pins    resolve requirements.txt again; PINS_FLAGS=--upgrade takes the newest versions"
-	@echo "make clean   remove everything that these made"
+	@echo "make demo       make a tiny checkpoint, convert it and publish it to a rehearsal Hub on this machine"
+	@echo "make test       run the tests"
+	@echo "make test-fast  run those that take no seconds: under two minutes on two cores"
+	@echo "make check      lint, formatting, types, import layers"
+	@echo "make pages      look at a card's page in Chromium, and ask npm's @huggingface/hub for our parameter counts"
+	@echo "make format     reformat, and correct what the linter can"
+	@echo "make pins       resolve requirements.txt again; PINS_FLAGS=--upgrade takes the newest versions"
+	@echo "make clean      remove everything that these made"
 
 demo: .venv/installed
 	rm -rf demo
@@ -47,6 +48,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadscope --inline-snapshot=disable $(PYTEST_FLAGS)
+
+test-fast: .venv/installed
+	.venv/bin/python -m pytest -n 2 --dist loadscope --inline-snapshot=disable -m "not slow" $(PYTEST_FLAGS)
 
 check: .venv/installed
 	.venv/bin/ruff check .

@@ -72,6 +72,7 @@ def test_one_changed_digit_is_found_in_every_figure(card: str, record: Record) -
     assert missed(card, record) == []
 
 
+@pytest.mark.slow
 def test_one_changed_digit_is_found_in_every_figure_of_a_card_of_other_templates(
     older_template: str, record: Record
 ) -> None:

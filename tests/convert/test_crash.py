@@ -60,6 +60,7 @@ def undisturbed(
     yield source, plan, shard_bytes(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True], ids=["before the line", "within the line"])
 def test_a_power_cut_at_every_journal_write_costs_nothing_but_time(
     undisturbed: tuple[Path, Plan, dict[str, bytes]], tmp_path: Path, torn: bool
@@ -87,6 +88,7 @@ def test_a_power_cut_at_every_journal_write_costs_nothing_but_time(
     assert cuts >= pieces + len(plan.shards)
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_instants_it_goes_on_to_the_same_bytes(
     undisturbed: tuple[Path, Plan, dict[str, bytes]], sample: Samples, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def python(code: str, limits: Limits = LIMITS, **options: object) -> GuardReport
     return run_guarded([sys.executable, "-c", code], limits, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_guard_stops_a_child_that_grows_past_its_limit(hog: Hog) -> None:
     report = hog()
     assert report.reason == "memory"
@@ -59,17 +60,20 @@ def test_guard_counts_forks_together(hog: Hog) -> None:
     assert LIMIT < report.peak_nbytes < 1.5 * LIMIT
 
 
+@pytest.mark.slow
 def test_guard_kills_a_child_that_ignores_term(hog: Hog) -> None:
     report = hog("ignore-term")
     assert (report.reason, report.killed, report.returncode) == ("memory", True, -signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_guard_finds_a_process_that_left_the_session_and_lost_its_parent(hog: Hog) -> None:
     report = hog("leave-session")
     assert report.reason == "memory"
     assert report.peak_nbytes > LIMIT
 
 
+@pytest.mark.slow
 def test_guard_sees_a_process_whose_main_thread_has_ended(hog: Hog) -> None:
     if sys.platform != "linux":
         pytest.skip("elsewhere a process without its main thread is seen as any other")
@@ -78,6 +82,7 @@ def test_guard_sees_a_process_whose_main_thread_has_ended(hog: Hog) -> None:
     assert LIMIT < report.peak_nbytes < 1.5 * LIMIT
 
 
+@pytest.mark.slow
 def test_guard_that_is_suspended_suspends_its_child(tmp_path: Path) -> None:
     code = (
         "import sys; from hubtool.guard.guard import *\n"
@@ -184,6 +189,7 @@ def test_nothing_is_alive_after_the_guard_itself_is_interrupted(tmp_path: Path) 
     assert psutil.Process().children(recursive=True) == []
 
 
+@pytest.mark.slow
 def test_a_child_notices_that_its_guard_was_killed(tmp_path: Path) -> None:
     child = "import os,sys; print(os.getpid(), file=open(sys.argv[1], 'w', buffering=1)); sys.stdin.read()"
     code = (

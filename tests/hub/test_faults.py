@@ -67,6 +67,7 @@ def assert_published_once(publisher: Publisher) -> None:
     assert len(publisher.commits()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "stage", "name"), TABLE, ids=["-".join(row) for row in TABLE])
 def test_what_may_be_repeated_ends_published_exactly_once(publisher: Publisher, stage: str, name: str) -> None:
     effect, answer, times = OVERCOME[name]
@@ -157,6 +158,7 @@ def test_what_the_stock_client_gives_up_is_tried_again_later(publisher: Publishe
 SILENT = [(path, stage) for path, stage in STAGES if stage not in ("put",)] + [("lfs", "put")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "stage"), SILENT, ids=["-".join(row) for row in SILENT])
 @pytest.mark.read_seconds(0.3)
 def test_silence_is_not_waited_out(publisher: Publisher, stage: str) -> None:
@@ -200,6 +202,7 @@ REFUSING = {"lfs": ("create", "preupload", "batch", "commit"), "xet": ("create",
 REFUSED = [(path, stage, name) for path in PATHS for stage in REFUSING[path] for name in ENDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "stage", "name"), REFUSED, ids=["-".join(row) for row in REFUSED])
 def test_what_cannot_be_repeated_ends_with_its_reason_and_the_next_run_goes_on(
     publisher: Publisher, stage: str, name: str
@@ -258,6 +261,7 @@ def assert_arrived_once(publisher: Publisher, to: Destination, *, changed: bool)
         assert [item.item_id for item in publisher.api.get_collection(to.collection).items] == [REPO]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "turn", "name"), TURNED, ids=["-".join(row[1:]) for row in TURNED])
 def test_what_may_be_repeated_on_the_way_to_some_places_arrives_once(
     publisher: Publisher, turn: str, name: str
@@ -271,6 +275,7 @@ def test_what_may_be_repeated_on_the_way_to_some_places_arrives_once(
     assert_arrived_once(publisher, to, changed=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "turn", "name"), TURNED_AWAY, ids=["-".join(row[1:]) for row in TURNED_AWAY])
 def test_what_is_refused_on_the_way_to_some_places_is_told_and_gone_on_with(
     publisher: Publisher, turn: str, name: str

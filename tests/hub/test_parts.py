@@ -37,6 +37,7 @@ FAULTS: dict[str, tuple[Effect, Answer, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("stage", ["put", "complete"])
 def test_part_or_sum_that_fails_is_repeated(publisher: Publisher, stage: str, name: str) -> None:

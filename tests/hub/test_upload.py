@@ -236,6 +236,7 @@ def test_state_that_cannot_be_read_is_no_state(tmp_path: Path) -> None:
     assert State(tmp_path, "https://hub.invalid", "someone/other").blobs == {}
 
 
+@pytest.mark.slow
 def test_killed_ten_times_during_the_upload_it_ends_with_one_commit_and_right_hashes(publisher: Publisher) -> None:
     publisher.publish()  # the documents say where to, so that every run below has the same files
     publisher.api.delete_repo(REPO)

@@ -122,6 +122,7 @@ def test_machines_that_flash_fits(flash: Model) -> None:
     assert (min(fits), max(fits)) == (16, 512)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), [("flash", FLASH), ("pro", PRO)])
 def test_published_models_repack_to_what_their_layout_comes_to(
     name: str, shape: SampleShape, request: pytest.FixtureRequest

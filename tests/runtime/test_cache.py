@@ -63,6 +63,7 @@ def prefilled_batch(model: Model, sequences: list[list[int]]) -> Caches:
     return cache
 
 
+@pytest.mark.slow
 def test_sequences_padded_on_the_left_give_the_logits_of_single_runs(models: Models, shape: str) -> None:
     model, sequences = models(shape), prompts(shape)
     longest = max(LENGTHS)
@@ -74,6 +75,7 @@ def test_sequences_padded_on_the_left_give_the_logits_of_single_runs(models: Mod
         assert difference(row[longest - len(alone) :], alone) <= SAME
 
 
+@pytest.mark.slow
 def test_sequences_padded_on_the_right_decode_as_single_runs_do(models: Models, shape: str) -> None:
     model, sequences = models(shape), prompts(shape)
     cache = prefilled_batch(model, [s[:-20] for s in sequences])
@@ -89,6 +91,7 @@ def test_a_batch_without_padding_gives_the_logits_of_single_runs(models: Models,
     assert difference(prefill(model, mx.array(sequences), model.make_cache(), 10), alone) <= SAME
 
 
+@pytest.mark.slow
 def test_batches_grow_shrink_and_come_apart(models: Models, shape: str) -> None:
     model, sequences = models(shape), prompts(shape)
     alone = single_runs(model, sequences)
@@ -123,6 +126,7 @@ def test_empty_caches_join_a_batch(models: Models) -> None:
     assert all(layer.merge([layer, layer]).empty() for layer in model.make_cache())
 
 
+@pytest.mark.slow
 def test_batch_generation_gives_the_tokens_of_single_runs(models: Models, shape: str) -> None:
     model, sequences = models(shape), prompts(shape)
     alone = [[token for token, _ in generate_step(mx.array(s), model, max_tokens=24)] for s in sequences]
@@ -214,6 +218,7 @@ def test_prompt_cache_of_the_server_finds_prefixes_and_trims_nothing(models: Mod
     assert kept.fetch_nearest_cache("model", sequence[:30]) == (None, sequence[:30])
 
 
+@pytest.mark.slow
 def test_cache_grows_by_the_compressed_entries_only(
     models: Models, shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +233,7 @@ def test_cache_grows_by_the_compressed_entries_only(
     assert sum(layer.nbytes for layer in cache) - before == 256 * per_token
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_prefilled_cache_takes_the_memory_that_it_says(models: Models, shape: str, batch: int) -> None:
     model, config = models(shape), random_config(shape)
@@ -275,6 +281,7 @@ def test_decoding_leaves_no_graph_behind(models: Models, shape: str, tmp_path: P
     assert "shape=rectangle" not in (tmp_path / "cache.dot").read_text()  # an operation yet to be run
 
 
+@pytest.mark.slow
 def test_long_generation_holds_nothing_but_the_cache(models: Models) -> None:
     model = models("pro")
     cache = model.make_cache()

@@ -42,6 +42,7 @@ np.save(out + str(group.rank()), np.array(mx.concatenate(logits, axis=1)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["shard", "pipeline"])
 def test_two_ranks_give_the_logits_of_one(how: str, models: Models, goldens: Goldens, tmp_path: Path) -> None:
     tokens = goldens("flash").tokens[:, :160]

@@ -40,18 +40,21 @@ def difference(logits: mx.array, expected: mx.array | np.ndarray) -> float:
     return float(np.abs(np.array(logits) - np.array(expected)).max())
 
 
+@pytest.mark.slow
 def test_forward_gives_the_references_logits(models: Models, goldens: Goldens, shape: str) -> None:
     golden = goldens(shape)
     assert 2.5 < golden.logits.std() < 3.5
     assert difference(models(shape)(golden.tokens)[0], golden.logits) <= EXACT
 
 
+@pytest.mark.slow
 def test_greedy_continuation_is_the_references(models: Models, goldens: Goldens, shape: str) -> None:
     prompt, expected = goldens(shape).tokens[0, :PROMPT], goldens(shape).tokens[0, PROMPT:]
     generated = generate_step(prompt, models(shape), max_tokens=CONTINUATION, prefill_step_size=64)
     assert mx.array_equal(mx.array([token for token, _ in generated]), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7, 100])
 def test_chunks_give_the_logits_of_one_forward(models: Models, goldens: Goldens, shape: str, chunk: int) -> None:
     model, tokens = models(shape), goldens(shape).tokens
@@ -63,6 +66,7 @@ def test_chunks_give_the_logits_of_one_forward(models: Models, goldens: Goldens,
     assert difference(mx.concatenate(logits, axis=1), model(tokens)) <= SAME
 
 
+@pytest.mark.slow
 def test_queries_in_slices_give_the_same_logits(
     models: Models, goldens: Goldens, shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +175,7 @@ def test_a_prompt_of_one_token_and_short_ones_work(models: Models, shape: str) -
         assert difference(model(tokens[:, :length]), full[:, :length]) <= SAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"hc_mult": 1}, {"num_experts_per_tok": 1}])
 def test_one_stream_and_one_expert_run(change: dict[str, int]) -> None:
     """In a process of its own: MLX used to crash on them."""

@@ -43,6 +43,7 @@ def run_stock(cwd: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_generate_and_prompt_caches(folder: Path) -> None:
     model = ("--model", "repo", "--trust-remote-code")
     out = run_stock(

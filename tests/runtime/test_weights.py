@@ -63,6 +63,7 @@ def test_names_are_a_literal_that_needs_no_import() -> None:
     assert ast.literal_eval(value) == PUBLISHED_NAMES
 
 
+@pytest.mark.slow
 def test_every_published_tensor_has_a_name_or_is_an_mtp_stage_s() -> None:
     for layout in (FLASH, FLASH_0731, PRO):
         for spec in published_layout(layout):
@@ -70,6 +71,7 @@ def test_every_published_tensor_has_a_name_or_is_an_mtp_stage_s() -> None:
             assert sum(match is not None for match in matches) == (not spec.name.startswith("mtp.")), spec.name
 
 
+@pytest.mark.slow
 def test_block_scales_and_scales_that_are_parameters_are_told_apart() -> None:
     for spec in published_layout(PRO):
         for pattern, replacement in PUBLISHED_NAMES:
@@ -134,6 +136,7 @@ def test_cast_predicate_keeps_float32_where_it_matters(models: Models) -> None:
     }
 
 
+@pytest.mark.slow
 def test_published_checkpoint_runs_as_it_is(sample: Samples, converted: Conversions) -> None:
     """FP4 and FP8 stay packed, and mean what the conversion to float32 wrote out."""
     direct, _ = load_model(sample("tiny"), get_model_classes=lambda config: (Model, ModelArgs))
@@ -145,6 +148,7 @@ def test_published_checkpoint_runs_as_it_is(sample: Samples, converted: Conversi
     assert not any(module.weight.dtype == mx.uint32 for module in direct.modules() if isinstance(module, nn.Embedding))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base_like", "pro_like", "r0731_like", "other"])
 def test_other_releases_run_as_they_are(name: str, sample: Samples, converted: Conversions) -> None:
     direct, _ = load_model(sample(name), get_model_classes=lambda config: (Model, ModelArgs))
@@ -189,6 +193,7 @@ def test_scales_of_other_blocks_than_config_says_are_refused(block: tuple[int, i
             model.sanitize(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["native", "mixed_3_6", "compact_4bit"])
 def test_quantized_conversions_load_and_mean_what_their_weights_say(recipe: str, converted: Conversions) -> None:
     """The packed model against one with the same weights unpacked; a grouped projection is among them."""
@@ -212,6 +217,7 @@ def test_quantized_conversions_load_and_mean_what_their_weights_say(recipe: str,
     assert difference(chunks, packed(IDS)) <= SAME
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_run_where_the_processor_multiplies_float32_only(converted: Conversions) -> None:
     rounded, _ = load_model(converted("tiny", "bf16").folder, trust_remote_code=True)
     reference, _ = load_model(converted("tiny", "float32").folder, trust_remote_code=True)

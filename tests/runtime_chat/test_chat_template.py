@@ -189,6 +189,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(messages=CONVERSATIONS, tools=st.one_of(st.none(), TOOLS), options=OPTIONS, max_effort=st.booleans())
 def test_any_conversation_renders_as_the_second_implementation_encodes_it(
@@ -351,6 +352,7 @@ def assert_read_as_json(render: Render, text: str) -> None:
         assert render(called_with(text)) == encode(called_with(text))
 
 
+@pytest.mark.slow
 @settings(max_examples=800, deadline=None)
 @given(text=st.one_of(JSON_TEXTS, JSON_LIKE))
 def test_argument_text_of_any_kind_is_read_exactly_as_json(render: Render, text: str) -> None:

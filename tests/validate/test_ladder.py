@@ -115,6 +115,7 @@ def watched_from_outside() -> Iterator[list[int]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_every_rung_of_an_intact_folder_passes_with_the_same_tokens(folder: Path) -> None:
     record = record_of(folder)
     evidence = climb(folder)
@@ -134,6 +135,7 @@ def test_every_rung_of_an_intact_folder_passes_with_the_same_tokens(folder: Path
         assert {"hubtool", "mlx", "mlx-lm", "python"} <= each.versions.keys()
 
 
+@pytest.mark.slow
 def test_streamed_tokens_are_the_resident_ones_whatever_the_formats(converted: Conversions, tmp_path: Path) -> None:
     folder = copied(converted("other", "native").folder, tmp_path / "folder")
     evidence = climb(folder, "smoke", "smoke-streamed")
@@ -141,6 +143,7 @@ def test_streamed_tokens_are_the_resident_ones_whatever_the_formats(converted: C
     assert evidence["smoke-streamed"].detail.endswith("the same tokens as the resident run")
 
 
+@pytest.mark.slow
 def test_a_resident_run_is_held_against_an_earlier_streamed_one(folder: Path, hubtool: CommandLine) -> None:
     limits = ("--tokens", "2", "--memory-limit", "1GB")
     assert hubtool("validate", folder, "--streamed", *limits).code == 0
@@ -153,6 +156,7 @@ def test_a_resident_run_is_held_against_an_earlier_streamed_one(folder: Path, hu
     assert record_of(folder).evidence[-1].detail == "the tokens are not those of the streamed run"
 
 
+@pytest.mark.slow
 def test_a_streamed_run_of_one_token_says_nothing_of_one_to_the_next(medium: Path) -> None:
     def figures(tokens: int) -> dict[str, int | float | str]:
         request = Request(Limits(MEDIUM_LIMIT), frozenset(["smoke-streamed"]), tokens)
@@ -169,6 +173,7 @@ def test_a_streamed_run_of_one_token_says_nothing_of_one_to_the_next(medium: Pat
     )
 
 
+@pytest.mark.slow
 def test_a_streamed_run_that_was_over_its_limit_between_samples_does_not_pass(folder: Path) -> None:
     limit = 200 * MB
     with (folder / "deepseek_v4.py").open("a") as file:
@@ -193,6 +198,7 @@ def test_a_load_that_has_no_room_is_refused_before_it_begins(folder: Path, hubto
     assert hubtool("validate", folder, "--load", "--memory-limit", "60MB").code == 1
 
 
+@pytest.mark.slow
 def test_a_streamed_run_reads_only_the_experts_that_were_chosen(medium: Path) -> None:
     figures = climb(medium, "smoke-streamed", limit=MEDIUM_LIMIT)["smoke-streamed"].figures
     nbytes = record_of(medium).measured.nbytes
@@ -200,6 +206,7 @@ def test_a_streamed_run_reads_only_the_experts_that_were_chosen(medium: Path) ->
     assert 0 < int(figures["read_per_token_nbytes"]) < nbytes / 8
 
 
+@pytest.mark.slow
 def test_a_model_beyond_the_limit_is_refused_resident_and_runs_streamed(medium: Path) -> None:
     refused = climb(medium, "smoke", limit=MEDIUM_LIMIT)["smoke"]
     assert refused.outcome == "refused_preflight"
@@ -294,6 +301,7 @@ def test_loading_notices_what_the_files_agree_on(folder: Path, corrupt: Callable
     assert str(folder) not in evidence["load"].detail
 
 
+@pytest.mark.slow
 def test_generating_notices_what_loads_and_is_not_finite(folder: Path) -> None:
     def overflow(tensors: dict[str, Tensor]) -> None:
         name = "model.layers.0.attn_norm.weight"
@@ -317,6 +325,7 @@ def test_model_code_that_is_not_hubtools_runs_only_when_trusted(folder: Path, tm
     assert ran.exists()
 
 
+@pytest.mark.slow
 def test_the_command_writes_evidence_and_card_and_leaves_the_subject(folder: Path, hubtool: CommandLine) -> None:
     before = record_of(folder)
     done = hubtool("validate", folder, "--load", "--memory-limit", "1GB", "--json")
@@ -415,6 +424,7 @@ def test_a_folder_that_another_process_holds_is_not_begun_with(folder: Path, hub
     assert not (folder / ".hubtool" / "integrity.json").exists()
 
 
+@pytest.mark.slow
 def test_evidence_waits_for_a_folder_that_was_taken_meanwhile(folder: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     with (folder / "deepseek_v4.py").open("a") as file:
