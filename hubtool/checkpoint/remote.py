@@ -17,7 +17,8 @@ from hubtool.checkpoint.source import Checkpoint, SourceSpec
 from hubtool.checkpoint.tensors import Header, header_length, parse_header
 from hubtool.errors import SourceError
 from hubtool.files.read import AGAIN
-from hubtool.hub.client import HubFile, list_files, make_api, translated
+from hubtool.hub.client import HubFile, list_files, make_api, redact, require_head
+from hubtool.hub.patience import READING, PatientHub
 from hubtool.hub.reader import RepoReader
 
 HEAD_NBYTES = 512 << 10
@@ -54,14 +55,16 @@ class HubSource(Checkpoint):
     ) -> None:
         api = api or make_api()
         where = f"{repo}@{revision}" if revision else repo
-        with translated(f"{where} on {api.endpoint}"):
-            info = api.model_info(repo, revision=revision, expand=["sha"])
-            assert info.sha is not None
-            self._listing = list_files(api, info.id, info.sha, recursive=False)
+        hub = PatientHub(api, READING)
+        info = hub.attempt(
+            f"{where} on {redact(api.endpoint)}", lambda: api.model_info(repo, revision=revision, expand=["sha"])
+        )
+        commit = require_head(info)
+        self._listing = hub.attempt(where, lambda: list_files(api, info.id, commit, recursive=False))
         self.name = info.id
         self._endpoint = api.endpoint
-        self.identity = merge_identity(Identity(info.id, "observed", info.sha, "observed"), stated)
-        self._reader = RepoReader(api, info.id, info.sha)
+        self.identity = merge_identity(Identity(info.id, "observed", commit, "observed"), stated)
+        self._reader = RepoReader(api, info.id, commit)
         self._pass = 0
         self._hashes: dict[str, str] = {}
         self._unverified: set[str] = set()

@@ -22,10 +22,9 @@ from hubtool.hub.client import QUOTA_REMEDY, said
 from hubtool.hub.patience import (
     EXPIRED_STATUS,
     NOT_FOUND,
-    REPEATED_STATUSES,
     PatientHub,
     TransferError,
-    readable_answers,
+    is_repeated,
     refused_status,
 )
 from hubtool.hub.private import UploadInfo, auth_headers, mark, post_lfs_batch_info
@@ -62,16 +61,15 @@ class Blobs:
         infos = [UploadInfo(blob.nbytes, b"", bytes.fromhex(blob.sha256)) for blob in sent.values()]
 
         def ask() -> set[str]:
-            with readable_answers():
-                answers, _, _ = post_lfs_batch_info(
-                    infos,
-                    token=None,
-                    repo_id=self._repo,
-                    repo_type="model",
-                    revision=self._revision,
-                    endpoint=self._hub.api.endpoint,
-                    headers=dict(auth_headers(self._hub.api)),
-                )
+            answers, _, _ = post_lfs_batch_info(
+                infos,
+                token=None,
+                repo_id=self._repo,
+                repo_type="model",
+                revision=self._revision,
+                endpoint=self._hub.api.endpoint,
+                headers=dict(auth_headers(self._hub.api)),
+            )
             return {answer["oid"] for answer in answers if answer.get("actions") is None}
 
         try:
@@ -128,7 +126,7 @@ class Blobs:
         addition = _WatchedAddition(name, path, reach)
         found = addition.upload_info.sha256.hex()
         require_unchanged(path, sha256, found)  # known before the first byte is sent
-        with _lfs_failures(), readable_answers():
+        with _lfs_failures():
             self._hub.api.preupload_lfs_files(self._repo, [addition], revision=self._revision, free_memory=False)
         return Blob(found, addition.upload_info.size)
 
@@ -224,7 +222,7 @@ def _lfs_failures() -> Iterator[None]:
         if isinstance(cause, HfHubHTTPError):
             status, text = cause.response.status_code, said(cause)
             full = status == EXPIRED_STATUS and _QUOTA.search(text) is not None
-            repeatable = not full and (status == EXPIRED_STATUS or status in REPEATED_STATUSES)
+            repeatable = not full and (status == EXPIRED_STATUS or is_repeated(status))
             remedy = QUOTA_REMEDY if full else None
             raise TransferError(f"status {status}, {text}", repeatable=repeatable, remedy=remedy) from error
         if isinstance(cause, (httpx2.RequestError, OSError)):

@@ -20,10 +20,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hubtool.errors import HubError, UsageError
+from hubtool.hub.answers import AnswerError, check_answer
 from hubtool.hub.private import DEFAULT_ENDPOINT, client_factory, default_client_factory
 
 CONNECT_SECONDS = 30.0
@@ -51,6 +52,7 @@ class TimeOuts:
         client = default_client_factory()
         client.timeout = httpx2.Timeout(self.read, connect=self.connect)
         client.event_hooks["request"] = [*client.event_hooks["request"], self._limit]
+        client.event_hooks["response"] = [*client.event_hooks["response"], check_answer]
         return client
 
     def _limit(self, request: httpx2.Request) -> None:
@@ -125,6 +127,17 @@ class HubFile:
         return hashlib.sha256() if self.sha256 is not None else git_hasher(self.nbytes)
 
 
+def require_head(info: ModelInfo) -> str:
+    """The commit that a revision is at.
+
+    Raises:
+        HubError: The Hub names none, as where a repo has no commit yet.
+    """
+    if info.sha is None:
+        raise HubError("the Hub names no commit", where=info.id, remedy="check the repo, then run it again")
+    return info.sha
+
+
 def list_files(api: HfApi, repo: str, commit: str, *, recursive: bool = True) -> Mapping[str, HubFile]:
     """Every file of a repo at a commit, by name; those of its top folder only if not `recursive`."""
     return {
@@ -175,12 +188,14 @@ def translated(where: str) -> Iterator[None]:
         raise HubError("the Hub refused", where=where, found=said(error), remedy=_remedy(error)) from error
     except OfflineModeIsEnabled as error:
         raise HubError("offline mode is on", where=where, remedy="unset HF_HUB_OFFLINE") from error
-    except (httpx2.RequestError, ConnectionError) as error:
+    except (httpx2.RequestError, ConnectionError, AnswerError) as error:
         raise _unreached(error, where) from error
 
 
 def _unreached(error: Exception, where: str) -> HubError:
-    """The error for a request that had no answer."""
+    """The error for a request that had no answer, or none of a Hub."""
+    if isinstance(error, AnswerError):
+        return error.explain()
     found = redact(str(error)) or type(error).__name__
     if isinstance(error, httpx2.LocalProtocolError):
         return HubError("the request cannot be sent", where=where, found=found, remedy="check HF_TOKEN, or log in anew")

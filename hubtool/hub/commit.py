@@ -7,7 +7,7 @@ from huggingface_hub.errors import BadRequestError
 
 from hubtool.errors import OutputError
 from hubtool.hub.client import said
-from hubtool.hub.patience import PatientHub, readable_answers
+from hubtool.hub.patience import PatientHub
 from hubtool.record import CARD_FILE
 
 Operation = CommitOperationAdd | CommitOperationDelete
@@ -29,8 +29,7 @@ def commit_once(hub: PatientHub, repo: str, call: Callable[[], CommitInfo], land
 
     def send() -> str:
         try:
-            with readable_answers():
-                return str(call().oid)
+            return str(call().oid)
         except ValueError as error:
             if not isinstance(error.__cause__, BadRequestError):
                 raise

@@ -5,16 +5,15 @@ up, or never repeats, is judged here:
 
 | what happened | what follows |
 | --- | --- |
-| 408, 425, 429, 500, 502, 503, 504, connection broken or silent | asked again; first looked whether it was done |
+| 408, 425, 429, 5xx, connection broken or silent | asked again; first looked whether it was done |
 | 409, another operation is in progress | asked again |
-| an answer in another form than a Hub's | asked again; first looked whether it was done |
+| an answer that is not what the protocol says | asked again soon; first looked whether it was done |
 | 403 of an upload's address | it has expired: another is asked for; not if it speaks of a quota |
 | 401, 402, 403 of xet's store | once more with a new token |
 | 412, the repo has changed | never repeated: what was compared is no longer true |
 | 401, 402, 403 | never repeated: nothing will change by itself |
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -28,21 +27,26 @@ import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HfUriError,
     HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
 
 from hubtool.errors import HubError
+from hubtool.files.formats import parse_json
+from hubtool.hub.answers import AnswerError, readable
 from hubtool.hub.client import redact, said, translated
 from hubtool.hub.private import HTTP_LOGGER, auth_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 from hubtool.units import format_seconds
 
 T = TypeVar("T")
 
-REPEATED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 EXPIRED_STATUS = 403
+
+
+def is_repeated(status: int) -> bool:
+    """Whether a refusal with this status may pass."""
+    return status in (408, 409, 425, 429) or status >= 500
 
 
 class TransferError(Exception):
@@ -71,16 +75,6 @@ class DeniedError(TransferError):
         )
 
 
-@contextmanager
-def readable_answers() -> Iterator[None]:
-    """Turn what comes of an answer in another form than a Hub's, as gateways give, into a TransferError."""
-    try:
-        yield
-    except (KeyError, HfUriError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        reason = f"an answer that cannot be read: {type(error).__name__}: {error}"
-        raise TransferError(reason, repeatable=True) from error
-
-
 NOT_FOUND = 404
 BAD_REQUEST = 400
 
@@ -97,7 +91,7 @@ AT_ONCE = (OfflineModeIsEnabled, LocalTokenNotFoundError, HFValidationError)
 AT_FIRST = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.LocalProtocolError)
 """What no waiting mends if the Hub has never answered: its address or the token is wrong, or there is no network."""
 
-FAILURES = (HfHubHTTPError, httpx2.RequestError, ConnectionError, TransferError)
+FAILURES = (HfHubHTTPError, httpx2.RequestError, ConnectionError, TransferError, AnswerError)
 
 
 @dataclass(frozen=True)
@@ -106,13 +100,19 @@ class Patience:
 
     Attributes:
         waits: Seconds before the second try, the third and so on; after the last, it is a failure.
+        unreadable: Seconds before each new try after an answer that is not a Hub's, which often is one gateway's.
         longest: Most seconds that the Hub may ask to wait (the limit of commits is per hour).
         sleep: Waits.
     """
 
     waits: tuple[float, ...] = (5, 15, 60, 180, 300)
+    unreadable: tuple[float, ...] = (0.5, 1.5)
     longest: float = 3900
     sleep: Callable[[float], None] = field(default=lambda seconds: time.sleep(seconds))
+
+
+READING = Patience(waits=())
+"""Of commands that only read: what the stock client bears within half a minute, and a gateway's answer."""
 
 
 def ignore(text: str) -> None:
@@ -149,9 +149,10 @@ class PatientHub:
             HubError: It was refused, or patience is at its end.
         """
         denials = 0
-        for wait in (*self.patience.waits, None):
+        waits, unreadable = iter(self.patience.waits), iter(self.patience.unreadable)
+        while True:
             try:
-                with self._waits_told(what):
+                with self._waits_told(what), readable(f"{what} on {redact(self.api.endpoint)}"):
                     result = call()
                 self._answered = True
                 return result
@@ -165,12 +166,14 @@ class PatientHub:
                 if found is not None:
                     return found
                 denials += isinstance(error, DeniedError)
-                pause = _pause(error, wait if denials <= 1 else None, self.patience.longest)
+                if isinstance(error, AnswerError):
+                    pause = next(unreadable, None)
+                else:
+                    pause = _pause(error, next(waits, None) if denials <= 1 else None, self.patience.longest)
                 if pause is None:
                     raise _explained(error, what) from error
                 self.say(f"{what}: {_reason(error)}; trying again in {format_seconds(pause)}")
                 self.patience.sleep(pause)
-        raise AssertionError("the last try returns or raises")
 
     def ask(self, method: str, path: str, what: str, **content: Any) -> Any:
         """The JSON that answers a request that may be repeated at any time.
@@ -190,8 +193,7 @@ class PatientHub:
                 method, f"{self.api.endpoint}{path}", headers=auth_headers(self.api), **content
             )
             hf_raise_for_status(response)
-            with readable_answers():
-                return response.json()
+            return parse_json(response.content, path)
 
         return self.attempt(what, call)
 
@@ -228,7 +230,7 @@ def _pause(error: Exception, wait: float | None, longest: float) -> float | None
         return wait if error.repeatable else None
     if not isinstance(error, HfHubHTTPError):
         return wait
-    if error.response.status_code not in REPEATED_STATUSES:
+    if not is_repeated(error.response.status_code):
         return None
     asked = _asked_wait(error.response)
     if asked is None:
@@ -242,14 +244,14 @@ def _asked_wait(response: httpx2.Response) -> float | None:
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
     after = response.headers.get("Retry-After", "")
-    return float(after) if after.isdigit() else _seconds_until(after)
+    return float(after) if after.isascii() and after.isdigit() else _seconds_until(after)
 
 
 def _seconds_until(date: str) -> float | None:
     """Seconds until a date as HTTP writes it, 0 if it is past, None if it is none."""
     try:
         when = parsedate_to_datetime(date)
-    except ValueError:
+    except (ValueError, LookupError, TypeError, OverflowError):  # as its words may be any
         return None
     return max(0.0, (when - datetime.now(when.tzinfo)).total_seconds()) if when.tzinfo else None
 
@@ -262,6 +264,8 @@ def _reason(error: Exception) -> str:
 
 def _explained(error: Exception, what: str) -> HubError:
     """The error for people."""
+    if isinstance(error, AnswerError):
+        return error.explain()
     if isinstance(error, TransferError):
         remedy = "run it again: what the Hub has stays there" if error.repeatable else "see what it says, then again"
         return HubError("sending failed", where=what, found=_reason(error), remedy=error.remedy or remedy)

@@ -14,9 +14,11 @@ from huggingface_hub.errors import (
 )
 
 from hubtool.errors import HubError, VerificationError
+from hubtool.files.read import MAX_FILE_NBYTES
+from hubtool.hub.answers import read_bounded
 from hubtool.hub.client import CONNECT_SECONDS, DOWNLOAD_SECONDS, HubFile, translated
 from hubtool.hub.patience import PatientHub
-from hubtool.hub.private import auth_headers, get_session, hf_raise_for_status, http_backoff, http_stream_backoff
+from hubtool.hub.private import auth_headers, get_session, hf_raise_for_status, http_stream_backoff
 from hubtool.record import RECORD_FILE, Record, decode_record, encode_record
 
 
@@ -29,12 +31,12 @@ def read_hub_file(hub: PatientHub, repo: str, commit: str, name: str) -> bytes |
 
     def read() -> bytes | None:
         url = f"{hub.api.endpoint}/{repo}/resolve/{commit}/{quote(name)}"
-        response = get_session().get(url, headers=auth_headers(hub.api), follow_redirects=True)
-        try:
-            hf_raise_for_status(response)
-        except EntryNotFoundError:
-            return None
-        return response.content
+        with get_session().stream("GET", url, headers=auth_headers(hub.api)) as response:
+            try:
+                hf_raise_for_status(response)
+            except EntryNotFoundError:
+                return None
+            return read_bounded(response, MAX_FILE_NBYTES)
 
     return hub.attempt(f"{repo}: {name}", read)
 
@@ -132,10 +134,10 @@ class RepoReader:
         last = "" if stop is None else stop - 1
         request = self._request(name, {"Range": f"bytes={start}-{last}"} if ranged else {})
         with translated(self.where(name)):
-            response = http_backoff("GET", **request)
-            hf_raise_for_status(response)
-        content: bytes = response.content
-        if ranged and not _is_part(response, start, stop):
+            with http_stream_backoff("GET", **request) as response:
+                hf_raise_for_status(response)
+                content = read_bounded(response, MAX_FILE_NBYTES if stop is None else stop - start)
+        if ranged and not _is_part(response, start, stop, len(content)):
             said_range = response.headers.get("Content-Range", "no Content-Range")
             raise HubError(
                 "the Hub sent another part than was asked for",
@@ -191,14 +193,14 @@ class RepoReader:
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
-def _is_part(response: httpx2.Response, start: int, stop: int | None) -> bool:
+def _is_part(response: httpx2.Response, start: int, stop: int | None, nbytes: int) -> bool:
     """Whether an answer is the part from `start` up to `stop`, or to the end, by its own words and its length."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if response.status_code != 206 or match is None:
         return False
     first, end = int(match[1]), int(match[2]) + 1
     wanted = stop if stop is not None else int(match[3]) if match[3] != "*" else end
-    return (first, end) == (start, wanted) and len(response.content) == end - start
+    return (first, end) == (start, wanted) and nbytes == end - start
 
 
 class _Answer:

@@ -23,8 +23,9 @@ from hubtool.checkpoint.tensors import Header, read_header
 from hubtool.errors import HubError, OutputError, SourceError, VerificationError
 from hubtool.files.formats import parse_object
 from hubtool.files.whole import write_beside
-from hubtool.hub.client import list_files, make_api, translated
+from hubtool.hub.client import list_files, make_api
 from hubtool.hub.destination import Destination
+from hubtool.hub.patience import READING, PatientHub
 from hubtool.record import (
     ASSETS_PREFIX,
     CARD_FILE,
@@ -155,8 +156,8 @@ def _repo(repo: str, revision: str | None, api: HfApi) -> _Place:
     source = HubSource(repo, revision, api=api)
     commit = source.identity.commit
     assert commit is not None
-    with translated(repo):
-        assets = [name for name in list_files(api, repo, commit) if name.startswith(ASSETS_PREFIX)]
+    listed = PatientHub(api, READING).attempt(repo, lambda: list_files(api, repo, commit))
+    assets = [name for name in listed if name.startswith(ASSETS_PREFIX)]
     names = source.published_files
     record = decode_record(source.read_file(RECORD_FILE)) if RECORD_FILE in names else None
     if record is not None:  # a repo may hold more, which is its owner's

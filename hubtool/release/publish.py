@@ -32,7 +32,7 @@ from hubtool.release.file import Planned, ReleaseFile
 from hubtool.release.privacy import require_private, require_private_texts
 from hubtool.release.prose import adopt_prose, keep_base
 
-PATIENCE = Patience()
+PATIENCE = Patience(unreadable=(0.5, 5, 15, 60, 180, 300))
 
 
 @dataclass(frozen=True)
