@@ -3,7 +3,8 @@
 For each input K there are `K.count`, int64 [blocks], the tokens that were seen, and `K.squares`, float32
 [blocks, channels], the sums of squares; where there is more than one block, as of the experts of a stack, which share
 the rows of a weight equally, also `K.total`, float32 [channels], their sum. `__metadata__` has `inputs`, a JSON object
-that gives each module its K (modules that read the same input share it), and `calibration`, a JSON `Calibration`.
+that gives each module its K (modules that read the same input share it), `calibration`, a JSON `Calibration`, and
+`costs`, if they were measured: by name of a part of the model and name of a format, what that does to a layer's output.
 """
 
 import os
@@ -21,6 +22,8 @@ from hubtool.errors import SourceError
 from hubtool.files.read import file_sha256, pread_into
 from hubtool.files.whole import write_beside
 from hubtool.record import Calibration
+
+Double = npt.NDArray[np.float64]
 
 FORMAT = "hubtool statistics 1"
 
@@ -47,7 +50,13 @@ class Sums:
     """
 
     count: npt.NDArray[np.int64]
-    squares: npt.NDArray[np.float64]
+    squares: Double
+
+    def moments(self) -> npt.NDArray[np.float32]:
+        """What each channel is worth to each block: see `moments`."""
+        stacked = len(self.count) > 1
+        mean = self.squares.sum(axis=0, keepdims=True) / max(int(self.count.sum()), 1) if stacked else None
+        return moments(self.squares, self.count, mean)
 
 
 @dataclass(frozen=True)
@@ -87,19 +96,32 @@ class Inputs:
         """
         start = self.squares + 4 * first * self.channels
         squares = self._read(start, (last - first, self.channels)).astype(np.float64)
-        count = np.array(self.count[first:last], np.float64)[:, None]
-        if self.total is not None:
-            mean = self._read(self.total, (1, self.channels)).astype(np.float64) / max(self.tokens, 1)
-            squares, count = squares + PRIOR_ROWS * mean, count + PRIOR_ROWS
-        moments = squares / np.maximum(count, 1)
-        least = np.where(count < FEW_TOKENS, LEAST_WORTH_OF_FEW, LEAST_WORTH)
-        floored: npt.NDArray[np.float64] = np.maximum(moments, least * moments.mean(axis=1, keepdims=True))
-        return floored.astype(np.float32)
+        total = None if self.total is None else self._read(self.total, (1, self.channels)).astype(np.float64)
+        return moments(
+            squares, np.array(self.count[first:last]), None if total is None else total / max(self.tokens, 1)
+        )
 
     def _read(self, offset: int, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
         values = np.empty(shape, "<f4")
         _read_into(Path(self.path), offset, values)
         return values
+
+
+def moments(squares: Double, count: npt.NDArray[np.int64], mean: Double | None) -> npt.NDArray[np.float32]:
+    """What each channel is worth, float32 [blocks, channels], by sums of squares over so many tokens.
+
+    Args:
+        squares: [blocks, channels].
+        count: [blocks].
+        mean: The mean square over the whole stack, which counts as `PRIOR_ROWS` tokens; None where there is none.
+    """
+    tokens = count.astype(np.float64)[:, None]
+    if mean is not None:
+        squares, tokens = squares + PRIOR_ROWS * mean, tokens + PRIOR_ROWS
+    worth = squares / np.maximum(tokens, 1)
+    least = np.where(tokens < FEW_TOKENS, LEAST_WORTH_OF_FEW, LEAST_WORTH)
+    floored: Double = np.maximum(worth, least * worth.mean(axis=1, keepdims=True))
+    return floored.astype(np.float32)
 
 
 def _read_into(path: Path, offset: int, values: npt.NDArray[Any]) -> None:
@@ -125,6 +147,7 @@ class Statistics:
         digest: Its SHA-256.
         calibration: How it was made.
         inputs: By path of the module.
+        costs: By name of a part and name of a format: see hubtool.plan.parts.
 
     Raises:
         SourceError: The file is not one that `write_statistics` writes.
@@ -147,10 +170,12 @@ class Statistics:
         try:
             self.calibration = msgspec.json.decode(header.metadata["calibration"], type=Calibration)
             modules = msgspec.json.decode(header.metadata["inputs"], type=dict[str, str])
+            costs = msgspec.json.decode(header.metadata.get("costs", "{}"), type=dict[str, dict[str, float]])
         except (KeyError, msgspec.DecodeError) as error:
             raise SourceError(
                 "statistics that cannot be used", where=path, found=str(error), expected=FORMAT, remedy=_REMEDY
             ) from error
+        self.costs = {(part, name): cost for part, found in costs.items() for name, cost in found.items()}
         self.digest = file_sha256(path)
         inputs = _read_inputs(path, header, self.digest)
         for module, key in modules.items():
@@ -192,7 +217,9 @@ def _read_inputs(path: Path, header: Header, digest: str) -> Mapping[str, Inputs
     return inputs
 
 
-def write_statistics(path: Path, calibration: Calibration, sums: Mapping[str, Sums]) -> None:
+def write_statistics(
+    path: Path, calibration: Calibration, sums: Mapping[str, Sums], costs: Mapping[tuple[str, str], float] = {}
+) -> None:
     """Write the sums of each module's input, in this order, whole or not at all; equal ones are stored once.
 
     Raises:
@@ -215,6 +242,11 @@ def write_statistics(path: Path, calibration: Calibration, sums: Mapping[str, Su
         "calibration": msgspec.json.encode(calibration).decode(),
         "inputs": msgspec.json.encode(modules).decode(),
     }
+    if costs:
+        by_part: dict[str, dict[str, float]] = {}
+        for (part, name), cost in costs.items():
+            by_part.setdefault(part, {})[name] = cost
+        metadata["costs"] = msgspec.json.encode(by_part).decode()
     dtypes = {"<i8": "I64", "<f4": "F32"}
     specs = [TensorSpec(name, dtypes[array.dtype.newbyteorder("<").str], array.shape) for name, array in arrays.items()]
     write_beside(path, encode_header(specs, metadata) + b"".join(array.tobytes() for array in arrays.values()))
