@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from hubtool.card.metadata import dump_metadata
-from hubtool.errors import OutputError
+from hubtool.errors import SourceError
 from hubtool.hub.rules import read_metadata, split_card
 
 
@@ -34,26 +34,19 @@ def read_front(card: str, where: str) -> Front:
         where: Whose it is, for messages.
 
     Raises:
-        OutputError: It is not YAML, no mapping, or names a key twice.
+        SourceError: It is not YAML, no mapping, or names a key twice.
     """
     text = split_card(card)[0]
     try:
-        values = read_metadata(card)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        line = f", line {mark.line + 2}" if mark is not None else ""
-        raise OutputError(
-            "front matter cannot be read",
-            where=f"{where}{line}",
-            found=getattr(error, "problem", None) or str(error),
-            expected="YAML that names each key once",
-            remedy="correct that line",
-        ) from error
-    if node is None:
-        return Front(comments=text if text.strip() else "")
+        values = read_metadata(card, where)
+    except SourceError as error:
+        mark = getattr(error.__cause__, "problem_mark", None)
+        if mark is not None:
+            error.where = f"{where}, line {mark.line + 2}"
+        raise
+    node = yaml.compose(text, Loader=yaml.SafeLoader)  # the lines of what was just read strictly
     if not isinstance(node, yaml.MappingNode):
-        raise OutputError("front matter cannot be read", where=where, found=node.tag, expected="keys and values")
+        return Front(comments=text if text.strip() else "")
     return _read_lines(text, node, values)
 
 
@@ -119,7 +112,7 @@ def _ended(texts: list[str]) -> Iterator[str]:
 def _means(text: str, values: Mapping[str, object]) -> bool:
     try:
         return read_metadata(f"---\n{text}---\n") == values
-    except yaml.YAMLError:
+    except SourceError:
         return False
 
 

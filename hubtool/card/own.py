@@ -106,7 +106,7 @@ def read_own(card: str, generated: Generated, where: str) -> Own:
         where: Whose card it is, for messages.
 
     Raises:
-        OutputError: Its front matter or its blocks of prose cannot be read.
+        HubtoolError: Its front matter or its blocks of prose cannot be read.
     """
     if not card.strip():
         return Own()

@@ -11,7 +11,7 @@ from hubtool.card import render_card
 from hubtool.card.consent import always, never
 from hubtool.card.merge import merge_own, write_own
 from hubtool.card.own import Generated, Own, decode_card, read_own
-from hubtool.errors import OutputError
+from hubtool.errors import OutputError, SourceError
 from hubtool.hub.rules import read_metadata, split_card
 from hubtool.record import Record, WithdrawnRecord
 from tests.card.records import LOAD, with_evidence
@@ -168,11 +168,11 @@ def test_line_ends_and_a_byte_order_mark_are_not_what_somebody_wrote(flash: Reco
 
 @pytest.mark.parametrize(
     ("front", "found"),
-    [("a: [1\n", "line 3"), ("a: 1\na: 2\n", "named twice"), ("- a\n- b\n", "seq"), ("a: 'x\n", "front matter cannot")],
+    [("a: [1\n", "line 3: not YAML"), ("a: 1\na: 2\n", "twice"), ("- a\n- b\n", "found list"), ("a: 'x\n", "line 3")],
 )
 def test_front_matter_that_cannot_be_read_is_named(flash: Record, front: str, found: str) -> None:
     fresh = render_card(flash)
-    with pytest.raises(OutputError, match="front matter cannot be read") as refused:
+    with pytest.raises(SourceError, match="README.md") as refused:
         merged(f"---\n{front}---\n# Mine\n", None, fresh)
     assert found in str(refused.value)
 
