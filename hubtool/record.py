@@ -73,6 +73,7 @@ class SourceRecord(_Strict, frozen=True):
         model_type: config.json's `model_type`.
         metadata: License and language from its card: what the new card may carry on.
         files: Every file that was read.
+        chat_template: Which chat template goes with the weights, and why, as a clause; empty if that was not recorded.
         unverified: Those of the files whose hash is only what the Hub says: parts of them were read straight from it.
         dropped: What was not converted.
         encodings: Logical parameters by how they are published: `fp4`, `fp8` or `plain`.
@@ -89,6 +90,7 @@ class SourceRecord(_Strict, frozen=True):
     dropped: tuple[DroppedRecord, ...]
     encodings: dict[str, int] = {}
     unverified: tuple[str, ...] = ()
+    chat_template: str = ""
 
 
 class RecipeRecord(_Strict, frozen=True):

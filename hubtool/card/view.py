@@ -18,6 +18,7 @@ from hubtool.card.tables import (
     total_rows,
 )
 from hubtool.card.unrecorded import Unrecorded
+from hubtool.checkpoint.usable import is_license
 from hubtool.record import PICTURE_FILES, MeasuredRecord, Record, SiblingRecord
 
 SECTIONS = (
@@ -180,6 +181,8 @@ def _source(record: Record) -> Section:
         ("Model type", escape(source.model_type)),
         ("License", _license(record)),
     ]
+    if source.chat_template:
+        facts.append(("Chat template", escape(source.chat_template)))
     if source.files:
         nbytes = sum(file.nbytes for file in source.files)
         facts.append(("Files read", f"{units.format_count(len(source.files))}, {units.format_nbytes(nbytes)}"))
@@ -214,7 +217,7 @@ def _decoding(encodings: Mapping[str, int]) -> str:
 def _license(record: Record) -> str:
     metadata = record.source.metadata
     name = escape(str(metadata.get("license_name") or metadata.get("license") or NOT_RECORDED))
-    files = [file for file in record.files if file.name.upper().startswith("LICENSE")]
+    files = [file for file in record.files if is_license(file.name) or file.name == metadata.get("license_link")]
     return "; ".join([name, *(f"{code(file.name)}, SHA-256 {code(file.sha256)}" for file in files)])
 
 

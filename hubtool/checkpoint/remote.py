@@ -19,7 +19,7 @@ from hubtool.errors import SourceError
 from hubtool.files.read import AGAIN
 from hubtool.hub.client import HubFile, list_files, make_api, redact, require_head
 from hubtool.hub.patience import READING, PatientHub
-from hubtool.hub.reader import RepoReader
+from hubtool.hub.reader import RepoReader, read_hub_file
 
 HEAD_NBYTES = 512 << 10
 """Read of a shard at first, which holds its header nearly always: V4-Flash's have up to 400 kB."""
@@ -67,6 +67,8 @@ class HubSource(Checkpoint):
         self._reader = RepoReader(api, info.id, commit)
         self._pass = 0
         self._hashes: dict[str, str] = {}
+        self._optional: dict[str, bytes | None] = {}
+        self._hub = hub
         self._unverified: set[str] = set()
         self._downloads = None if storage is None else Downloads(self._reader, storage, self._weights())
 
@@ -127,6 +129,14 @@ class HubSource(Checkpoint):
             raise self._reader.wrong_bytes(file, digest.hexdigest())
         self._hashes[name] = hashlib.sha256(content).hexdigest()
         return content
+
+    def read_optional(self, name: str) -> bytes | None:
+        """The bytes of a small file at a path in the repo, None if there is none."""
+        if name not in self._optional:
+            commit = self.identity.commit
+            assert commit is not None
+            self._optional[name] = read_hub_file(self._hub, self.name, commit, name)
+        return self._optional[name]
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from a shard, starting `offset` bytes into it; safe from several threads at once.

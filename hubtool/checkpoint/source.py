@@ -87,8 +87,15 @@ class Source(Protocol):
     def files(self) -> tuple[str, ...]:
         """Names of the files that are not weights, sorted."""
 
+    @property
+    def broken_links(self) -> tuple[str, ...]:
+        """Names of symbolic links in the top folder that lead nowhere, sorted."""
+
     def read_file(self, name: str) -> bytes:
         """The bytes of a small file."""
+
+    def read_optional(self, name: str) -> bytes | None:
+        """The bytes of a small file at a path in the source, None if there is none."""
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from a shard, starting `offset` bytes into it; safe from several threads at once."""
@@ -144,6 +151,11 @@ class Checkpoint(ABC):
     @abstractmethod
     def files(self) -> tuple[str, ...]:
         """Names of the files that are not weights, sorted."""
+
+    @property
+    def broken_links(self) -> tuple[str, ...]:
+        """Names of symbolic links in the top folder that lead nowhere, sorted."""
+        return ()
 
     @property
     @abstractmethod
@@ -236,9 +248,19 @@ class LocalSource(Checkpoint):
             )
         )
 
+    @cached_property
+    def broken_links(self) -> tuple[str, ...]:
+        """Names of symbolic links in the folder that lead nowhere, sorted."""
+        links = (path for path in self.folder.iterdir() if path.is_symlink())
+        return tuple(sorted(path.name for path in links if not is_file(path) and not is_folder(path)))
+
     def read_file(self, name: str) -> bytes:
         """The bytes of a small file."""
         return read_small(self._existing(name))
+
+    def read_optional(self, name: str) -> bytes | None:
+        """The bytes of a small file at a path in the folder, None if there is none."""
+        return self.read_file(name) if is_file(self.folder / name) else None
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from a shard, starting `offset` bytes into it; safe from several threads at once."""

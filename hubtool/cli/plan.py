@@ -9,6 +9,7 @@ import click
 from hubtool import units
 from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import Source
+from hubtool.checkpoint.usable import require_usable
 from hubtool.cli.console import Console, table
 from hubtool.cli.options import (
     base_model_option,
@@ -20,6 +21,7 @@ from hubtool.cli.options import (
     with_console,
 )
 from hubtool.plan.plan import Plan, plan_source
+from hubtool.record import CARD_FILE
 
 
 @click.command(
@@ -48,6 +50,9 @@ def command(
     Only config.json and the headers of the shards are read, on this machine or on the Hub; no weights.
     """
     opened = open_source(source, base_model)
+    if CARD_FILE in opened.files:  # config.json and headers alone are planned too
+        for remark in require_usable(opened):
+            console.say(remark)
     plans = plan_source(opened, recipes, statistics)
     documents = [plan_document(opened, plan, jobs) for plan in plans]
     console.answer(documents if len(documents) > 1 else documents[0], lambda: _text(plans, documents))

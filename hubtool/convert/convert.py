@@ -13,6 +13,7 @@ from hubtool.card.documents import write_documents_of
 from hubtool.checkpoint.identity import Identity
 from hubtool.checkpoint.metadata import source_metadata
 from hubtool.checkpoint.source import Source
+from hubtool.checkpoint.usable import require_usable
 from hubtool.convert.config import write_documents
 from hubtool.convert.folder import write_shards
 from hubtool.convert.job import Effort, Job
@@ -41,6 +42,8 @@ def convert_sources(source: Source, work: Sequence[Job], effort: Effort, watch: 
     """
     # What the Hub would refuse is noticed before the work, not after it.
     check_publishable(source_metadata(source), source.identity.repo)
+    for remark in require_usable(source):
+        watch.say(remark)
     with open_folders(source, work, effort, watch) as opened:
         return convert_folders(opened, watch)
 

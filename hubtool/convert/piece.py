@@ -32,6 +32,16 @@ from hubtool.plan.format import lossless_format
 from hubtool.plan.plan import Piece, Step
 
 BF16_INFINITY = 0x7F80
+INFINITIES = {
+    "BF16": ("<u2", BF16_INFINITY),
+    "F16": ("<u2", 0x7C00),
+    "F32": ("<u4", 0x7F800000),
+    "F64": ("<u8", 0x7FF << 52),
+}
+"""Integer of the same width, and the bits of the exponent, which are all set in what is not finite (IEEE 754)."""
+
+TILE_NBYTES = 1 << 20
+"""Bytes that are looked at together: they stay in a core's cache."""
 """The exponent bits of bfloat16: all set in infinities and NaNs, and only there."""
 
 E4M3_NAN = 0x7F
@@ -240,6 +250,18 @@ class _Loaded:
                 ]
             )
             _refuse(nan, self.weights, "E4M3 byte 127 or 255, which is NaN")
+        if self.scale is None and self.parameter.dtype in INFINITIES:
+            self._refuse_not_finite(*INFINITIES[self.parameter.dtype])
+
+    def _refuse_not_finite(self, integer: str, infinity: int) -> None:
+        """Raise SourceError if any published number is infinite or NaN, however it will be stored."""
+        for start in range(0, len(self.raw), step := max(1, TILE_NBYTES // self.raw.shape[1])):
+            bad = (self.raw[start : start + step].view(integer) & infinity) == infinity
+            if bad.any():
+                row = start + int(bad.any(axis=1).argmax())
+                _refuse(
+                    bad, [self.weights[row * len(self.weights) // len(self.raw)]], "a value that is infinite or NaN"
+                )
 
     @property
     def count(self) -> int:

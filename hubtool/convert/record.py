@@ -17,7 +17,8 @@ import hubtool
 from hubtool.checkpoint.measure import Measurement, measure
 from hubtool.checkpoint.metadata import source_metadata
 from hubtool.checkpoint.source import CONFIG_FILE, INDEX_FILE, Source, stopped
-from hubtool.convert.config import carried_files
+from hubtool.checkpoint.usable import carried_files
+from hubtool.convert.config import chat_template
 from hubtool.convert.device import require_backend
 from hubtool.convert.job import Job
 from hubtool.convert.journal import Journal, Progress
@@ -176,6 +177,7 @@ def record_findings(source: Source, plan: Plan, findings: Findings) -> Record:
             ),
             encodings=encodings(plan),
             unverified=tuple(sorted(findings.progress.unverified)),
+            chat_template=chat_template(source, plan.model.config).reason,
         ),
         recipe=RecipeRecord(
             name=plan.recipe.name,

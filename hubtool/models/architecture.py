@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubtool.checkpoint.tensors import TensorSpec
+from hubtool.models.chat import ChatFormat
 from hubtool.models.model import Model
 
 Config = Mapping[str, Any]
@@ -59,6 +60,7 @@ class Architecture:
         cache_nbytes: Bytes of the runtime's cache for one sequence of so many tokens, with activations of so many
             bytes; None where that is not known.
         runtime_files: Names of the files of hubtool/runtime that are shipped with a model; the first is its model file.
+        chat: Its chat formats, where hubtool has templates of them.
         tidy: config.json as the runtime's own tools leave it, before what hubtool puts into it.
     """
 
@@ -67,3 +69,4 @@ class Architecture:
     cache_nbytes: Callable[[Config, int, int], int | None]
     runtime_files: tuple[str, ...] = ()
     tidy: Callable[[Config], dict[str, Any]] = dict
+    chat: ChatFormat | None = None

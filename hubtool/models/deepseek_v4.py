@@ -15,6 +15,7 @@ from hubtool.checkpoint.tensors import TensorSpec
 from hubtool.errors import SourceError
 from hubtool.files.formats import Failure, convert
 from hubtool.models.architecture import Architecture
+from hubtool.models.deepseek_v4_chat import CHAT, is_0731
 from hubtool.models.model import Component, Dropped, Encoding, Model, Parameter, Part
 from hubtool.models.names import Found, map_names, published_name
 
@@ -33,6 +34,9 @@ FLOAT32_NBYTES = 4
 
 _DROPPED_PREFIX = re.compile(r"(mtp\.[0-9]+)\.")
 _DROPPED_REASON = "multi-token prediction is not part of the MLX model"
+_DRAFTER_REASON = "DSpark, the drafter for speculative decoding, is not part of the MLX model"
+_DRAFTER_PART = ".markov_head."
+"""What a stage of the drafter has and a multi-token prediction layer has not."""
 _AGAIN = "fetch config.json and the shards of one revision"
 
 
@@ -131,7 +135,7 @@ def read_model(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> 
         num_layers=fields.num_hidden_layers,
         config=config,
         parameters=tuple(parameters),
-        dropped=_dropped(unmapped, tensors),
+        dropped=_dropped(unmapped, tensors, drafts=is_0731(config)),
     )
 
 
@@ -414,7 +418,8 @@ def _check_scale(
         )
 
 
-def _dropped(unmapped: list[str], tensors: Mapping[str, TensorSpec]) -> tuple[Dropped, ...]:
+def _dropped(unmapped: list[str], tensors: Mapping[str, TensorSpec], *, drafts: bool) -> tuple[Dropped, ...]:
+    reason = _DRAFTER_REASON if drafts or any(_DRAFTER_PART in name for name in unmapped) else _DROPPED_REASON
     groups: dict[str, list[TensorSpec]] = defaultdict(list)
     for name in unmapped:
         match = _DROPPED_PREFIX.match(name)
@@ -428,7 +433,7 @@ def _dropped(unmapped: list[str], tensors: Mapping[str, TensorSpec]) -> tuple[Dr
             )
         groups[match[1]].append(tensors[name])
     return tuple(
-        Dropped(f"{prefix}.*", len(specs), sum(spec.nbytes for spec in specs), _DROPPED_REASON)
+        Dropped(f"{prefix}.*", len(specs), sum(spec.nbytes for spec in specs), reason)
         for prefix, specs in sorted(groups.items())
     )
 
@@ -437,6 +442,7 @@ DEEPSEEK_V4 = Architecture(
     model_type="deepseek_v4",
     read=read_model,
     cache_nbytes=cache_nbytes,
-    runtime_files=("deepseek_v4.py", "chat_template.jinja"),
+    runtime_files=("deepseek_v4.py",),
+    chat=CHAT,
 )
 """DeepSeek-V4, by hand: mlx-lm has no such model."""

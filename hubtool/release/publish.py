@@ -1,5 +1,6 @@
 """A finished folder -> the Hub: checked, uploaded in one commit, verified, tagged."""
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,7 +13,8 @@ from hubtool.card import check_publishable, current_evidence
 from hubtool.card.documents import PLAIN, Wording, address
 from hubtool.checkpoint.metadata import source_metadata
 from hubtool.checkpoint.open import open_source
-from hubtool.checkpoint.source import Source
+from hubtool.checkpoint.source import CONFIG_FILE, Source
+from hubtool.checkpoint.usable import carried_files, read_carried, require_usable, tidy_config
 from hubtool.convert.convert import Converted, convert_sources
 from hubtool.convert.job import Effort, Job
 from hubtool.convert.opened import finished
@@ -104,12 +106,18 @@ def addressed(converted: Converted, repo: str, wording: Wording = PLAIN) -> Conv
 
 
 def check_before(source: Source, repo: str, watch: Watch) -> None:
-    """Notice before hours of work that the Hub would refuse the name or the card's metadata.
+    """Notice before hours of work what would be refused after it.
 
     Raises:
         UsageError: The Hub allows no repo of this name.
-        SourceError: The Hub would refuse the metadata, or the source tells no license.
+        SourceError: The Hub would refuse the metadata, the source tells no license, or nobody could load the model.
+        OutputError: Private information in a file of the source that would be published.
     """
+    for remark in require_usable(source):
+        watch.say(remark)
+    carried = {name: read_carried(source, name) for name in carried_files(source)}
+    carried[CONFIG_FILE] = json.dumps(tidy_config(source, source.config), indent=2, ensure_ascii=False).encode()
+    require_private_texts(f"source {source.name}", carried, [name for name in (repo, source.identity.repo) if name])
     for warning in check_publishable(source_metadata(source), source.identity.repo, repo):
         watch.say(f"{repo}: the Hub will warn: {warning}")
 

@@ -447,9 +447,15 @@ def test_fp8_without_a_block_size_is_refused(source: Path, assert_refused: Refus
     )
 
 
-@pytest.mark.parametrize(("name", "prefixes"), [("mini", ["mtp.0"]), ("r0731_like", ["mtp.0", "mtp.1", "mtp.2"])])
+@pytest.mark.parametrize(
+    ("name", "prefixes", "what"),
+    [
+        ("mini", ["mtp.0"], "multi-token prediction is"),
+        ("r0731_like", ["mtp.0", "mtp.1", "mtp.2"], "DSpark, the drafter for speculative decoding, is"),
+    ],
+)
 def test_prediction_stages_are_dropped_and_named(
-    name: str, prefixes: list[str], sample: Samples, hubtool: CommandLine
+    name: str, prefixes: list[str], what: str, sample: Samples, hubtool: CommandLine
 ) -> None:
     dropped = hubtool("plan", sample(name), "--recipe", "native", "--json").document["dropped"]
     stages = [
@@ -461,7 +467,7 @@ def test_prediction_stages_are_dropped_and_named(
             "names": f"{prefix}.*",
             "tensors": len(stage),
             "nbytes": sum(len(tensor.data) for tensor in stage),
-            "reason": "multi-token prediction is not part of the MLX model",
+            "reason": f"{what} not part of the MLX model",
         }
         for prefix, stage in zip(prefixes, stages, strict=True)
     ]
