@@ -21,7 +21,6 @@ from hubtool.cli.options import (
     with_console,
 )
 from hubtool.plan.plan import Plan, plan_source
-from hubtool.record import CARD_FILE
 
 
 @click.command(
@@ -50,12 +49,12 @@ def command(
     Only config.json and the headers of the shards are read, on this machine or on the Hub; no weights.
     """
     opened = open_source(source, base_model)
-    if CARD_FILE in opened.files:  # config.json and headers alone are planned too
-        for remark in require_usable(opened):
-            console.say(remark)
     plans = plan_source(opened, recipes, statistics)
     documents = [plan_document(opened, plan, jobs) for plan in plans]
     console.answer(documents if len(documents) > 1 else documents[0], lambda: _text(plans, documents))
+    # Headers alone can be planned, and the figures hold; what stops a conversion is said all the same.
+    for remark in require_usable(opened):
+        console.say(remark)
 
 
 def plan_document(source: Source, plan: Plan, jobs: int) -> dict[str, Any]:

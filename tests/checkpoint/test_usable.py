@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,34 @@ import pytest
 from hubtool.models.chat import choose_template
 from hubtool.models.deepseek_v4_chat import CHAT, forms
 from tests.checkpoints import Tensor, copied, edit_json, edit_tensors, read_tensors
-from tests.fixtures import CommandLine, Refusal, Samples
+from tests.fixtures import CommandLine, Samples
 
 
 @pytest.fixture
 def source(sample: Samples, tmp_path: Path) -> Path:
     """A checkpoint to change."""
     return copied(sample("mini"), tmp_path / "source")
+
+
+Missed = Callable[[str], None]
+
+
+@pytest.fixture
+def assert_missed(source: Path, hubtool: CommandLine, tmp_path: Path) -> Missed:
+    """Asserts that `plan`, `convert` and a dry run of `publish` refuse the source, and that nothing is made."""
+
+    def check(sentence: str) -> None:
+        out = tmp_path / "missed"
+        for command in (
+            ("plan", source, "--recipe", "native"),
+            ("convert", source, "--recipe", "native", "--out", out),
+            ("publish", source, "--recipe", "native", "--out", out, "--to", "me/x", "--rehearse", "--dry-run"),
+        ):
+            refused = hubtool(*command)
+            assert (refused.code, sentence in refused.stderr) == (1, True), refused.stderr
+        assert not out.exists()
+
+    return check
 
 
 @pytest.fixture
@@ -39,15 +61,15 @@ def prune(folder: Path, name: str) -> None:
     (folder / name).symlink_to("../../blobs/0123")
 
 
-def test_a_source_without_a_tokenizer_is_refused(source: Path, assert_refused: Refusal) -> None:
+def test_a_source_without_a_tokenizer_is_refused(source: Path, assert_missed: Missed) -> None:
     (source / "tokenizer.json").unlink()
-    assert_refused(source, re.compile("source: checkpoint without a tokenizer: found none of tokenizer.json.*"))
+    assert_missed("source: checkpoint without a tokenizer: found none of tokenizer.json")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "LICENSE", "generation_config.json"])
-def test_a_link_of_a_pruned_cache_is_refused(name: str, source: Path, assert_refused: Refusal) -> None:
+def test_a_link_of_a_pruned_cache_is_refused(name: str, source: Path, assert_missed: Missed) -> None:
     prune(source, name)
-    assert_refused(source, re.compile(f"{name}: link to a file that is not there.*"))
+    assert_missed(f"{name}: link to a file that is not there")
 
 
 def test_a_link_that_nothing_needs_may_lead_nowhere(source: Path, made: Any) -> None:
@@ -75,14 +97,14 @@ def test_other_tokenizers_are_known(
 
 @pytest.mark.parametrize("code", ["", "from .other import thing\n"])
 def test_code_that_a_tokenizer_names_travels_or_is_missed(
-    code: str, source: Path, made: Any, assert_refused: Refusal
+    code: str, source: Path, made: Any, assert_missed: Missed
 ) -> None:
     names = {"AutoTokenizer": ["own.Slow", None], "AutoProcessor": "org/repo--elsewhere.Class"}
     edit_json(source / "tokenizer_config.json", lambda config: config.update(auto_map=names))
     if code:
         (source / "own.py").write_text(code)
     missed = "other.py" if code else "own.py"
-    assert_refused(source, re.compile(f".*: names code that is not there: found no {missed},.*"))
+    assert_missed(f"names code that is not there: found no {missed}")
     (source / "own.py").write_text(code)
     (source / "other.py").write_text("thing = 1\n")
     assert {"own.py"} | ({"other.py"} if code else set()) <= made().keys()
