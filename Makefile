@@ -61,6 +61,7 @@ check: .venv/installed
 # What Python's package index does not have: Chromium (CHROMIUM=/path/to/it), Node.js 20 and npm.
 pages: .venv/installed
 	.venv/bin/python -m tests.browser.check_page pages $(CHROMIUM)
+	.venv/bin/python -m tests.browser.check_attacks $(CHROMIUM)
 	.venv/bin/python -m tests.browser.check_parser
 
 format: .venv/installed

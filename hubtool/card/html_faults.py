@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import unescape
+from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -17,6 +19,8 @@ _REFUSED = DROPPED | set("base body embed form frame frameset head html input li
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _TAG = re.compile(r"<(/?)([A-Za-z][\w-]*)((?:[^>\"']|\"[^\"]*\"|'[^']*')*)>")
 _HANDLER = re.compile(r"[\s/\"'](on\w+)\s*=", re.IGNORECASE)
+_SCRIPTED = re.compile(r"(?:javascript|vbscript|data):", re.IGNORECASE)
+_BLANK = re.compile(r"[\x00-\x20]")
 _OPENED = re.compile(r"<[A-Za-z/?!]")
 
 _AFTER = "\n<!-- after -->\n\n# After\n"
@@ -37,7 +41,9 @@ def find_fault(text: str) -> Fault | None:
 
 def _faults(text: str) -> Iterator[Fault]:
     opened: list[tuple[str, int]] = []
-    for line, html in _html(_MARKDOWN.parse(text)):
+    tokens = _MARKDOWN.parse(text)
+    yield from _address_faults(tokens)
+    for line, html in _html(tokens):
         yield from _tag_faults(line, html, opened)
     for name, line in opened:
         yield Fault(line, f"<{name}> without </{name}>")
@@ -45,6 +51,18 @@ def _faults(text: str) -> Iterator[Fault]:
     if last.type != "heading_open":
         what = "a block of code" if last.type == "fence" else "HTML"
         yield Fault((last.map or [0])[0] + 1, f"{what} that is not closed")
+
+
+def _address_faults(tokens: list[Token]) -> Iterator[Fault]:
+    """Addresses of links and pictures that would be more than one where they are put into HTML as they are."""
+    for token in tokens:
+        for child in token.children or ():
+            address = str(child.attrs.get("src") or child.attrs.get("href") or "")
+            if _BREAKING.search(unquote(address)):
+                yield Fault((token.map or [0])[0] + 1, f"an address that is HTML, {address[:60]}")
+
+
+_BREAKING = re.compile(r"[\"<>\x00-\x1f]")
 
 
 def _html(tokens: list[Token]) -> Iterator[tuple[int, str]]:
@@ -65,8 +83,10 @@ def _tag_faults(line: int, html: str, opened: list[tuple[str, int]]) -> Iterator
     for match in _TAG.finditer(plain):
         at = line + plain.count("\n", 0, match.start())
         closing, name, attributes = match[1], match[2].lower(), match[3]
-        handler = _HANDLER.search(attributes)
-        if name in _REFUSED or handler:
+        handler = _HANDLER.search(unquote(unescape(attributes)))
+        if scheme := _SCRIPTED.search(_BLANK.sub("", unquote(unescape(attributes)))):
+            yield Fault(at, f"HTML that the Hub removes, {scheme[0]}")
+        elif name in _REFUSED or handler:
             shown = f"{handler[1]}=" if handler else f"<{name}>"
             yield Fault(at, f"HTML that the Hub removes, {shown}")
         elif name in TAGS and not closing and name not in VOID:

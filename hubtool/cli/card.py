@@ -11,9 +11,11 @@ from hubtool.cli.console import Console
 from hubtool.cli.destination import ask_to_replace, confirm, dry_run_option, open_hub, replace_card_option
 from hubtool.cli.options import FOLDER, examples, source_argument, with_console, yes_option
 from hubtool.errors import UsageError
+from hubtool.hub.patience import READING, PatientHub
+from hubtool.hub.reader import read_hub_file
 from hubtool.release import card as cards
 from hubtool.release.card import Opened
-from hubtool.release.preview import inline, write_preview
+from hubtool.release.preview import Read, beside, write_preview
 
 
 @click.command("card", epilog=examples("hubtool card ./V4-mixed_3_6 --check", "hubtool card ORG/NAME --push --dry-run"))
@@ -121,8 +123,12 @@ def _push(console: Console, opened: Opened, templates: Path | None, ask: Replace
 
 def _preview(console: Console, opened: Opened, card: str) -> None:
 
-    remote = f"{open_hub().endpoint}/{opened.name}/resolve/{opened.commit}"
-    address = inline(opened.folder) if opened.folder else lambda name: f"{remote}/{name}"
-    path = write_preview(opened.name, card, address)
+    path = write_preview(opened.name, card, beside(opened.folder) if opened.folder else _on_the_hub(opened))
     webbrowser.open(path.as_uri())
     console.answer({"target": opened.name, "page": str(path)}, lambda: str(path))
+
+
+def _on_the_hub(opened: Opened) -> Read:
+    """The pictures of a repo."""
+    hub = PatientHub(open_hub(), READING)
+    return lambda name: read_hub_file(hub, opened.name, opened.commit or "main", name)

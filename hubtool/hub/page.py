@@ -5,10 +5,8 @@ far as an allow-list goes; nothing in a card can run, load from elsewhere, or le
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
-from html.parser import HTMLParser
 from urllib.parse import quote
 
 import jinja2
@@ -43,6 +41,7 @@ ALIGNMENT = re.compile(r"text-align:(?:left|right|center)")
 """The one style that is kept: that of Markdown's table columns."""
 
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+SCHEMES = {"href": ("http:", "https:", "mailto:"), "src": ("http:", "https:")}
 
 
 @dataclass(frozen=True)
@@ -61,31 +60,71 @@ def environment() -> jinja2.Environment:
     )
 
 
-def preview(name: str, metadata: Mapping[str, object], markdown: str) -> str:
-    """A page, complete in itself, with the title, chips and text of a card.
+Picture = Callable[[str], str | None]
+"""Gives the address of a picture by its name in the repo, or by its whole address if it lies elsewhere."""
+
+
+def preview(name: str, metadata: Mapping[str, object], markdown: str, picture: Picture = lambda name: None) -> str:
+    """A page, complete in itself, with the title, chips and text of a card; nothing in it runs or loads anything.
 
     Args:
         name: `NAMESPACE/NAME` of the repo.
         metadata: The front matter.
         markdown: What comes after it.
+        picture: Gives the `data:` address of a picture of the repo, None for one that is not shown.
     """
-    shown = {"name": name, "chips": chips(metadata, hub_tags(metadata, {}, ())), "card": card_html(markdown, name)}
+    card = card_html(markdown, name, picture=lambda source: None if _is_elsewhere(source) else picture(source))
+    shown = {"name": name, "chips": chips(metadata, hub_tags(metadata, {}, ())), "card": card}
     return environment().get_template("preview.html.jinja").render(shown)
 
 
-def card_html(markdown: str, repo: str, revision: str = "main") -> str:
+def card_html(markdown: str, repo: str, revision: str = "main", picture: Picture | None = None) -> str:
     """The text of a card as HTML that is safe to show.
+
+    Sanitizing is the last step: whatever is put in place of an address is put there by the sanitizer itself, as the
+    value of that attribute.
 
     Args:
         markdown: Without front matter; tables and strike-through as on the Hub.
         repo: `NAMESPACE/NAME`, which relative links are relative to.
         revision: The revision they lead to.
+        picture: Gives the addresses of pictures; by default those of a Hub's page.
     """
+    import nh3
+
     html = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown)
-    cleaner = _Cleaner(f"/{repo}", quote(revision, safe=""))
-    cleaner.feed(html)
-    cleaner.close()
-    return cleaner.finish()
+    root, at = f"/{repo}", quote(revision, safe="")
+    pictures = picture or (lambda source: source if _is_elsewhere(source) else f"{root}/resolve/{at}/{source}")
+
+    def attribute(tag: str, name: str, value: str) -> str | None:
+        if name == "style":
+            return value if ALIGNMENT.fullmatch(value) else None
+        if name not in ("href", "src"):
+            return value
+        # Browsers ignore control characters and spaces before and in a scheme.
+        address = re.sub(r"[\x00-\x20]", "", value)
+        scheme = SCHEME.match(address)
+        if scheme and scheme[0].lower() not in SCHEMES[name]:
+            return None
+        address = address.removeprefix("./")
+        if name == "src":
+            return pictures(address)
+        return address if _is_elsewhere(address) else f"{root}/blob/{at}/{address}"
+
+    return nh3.clean(
+        html,
+        tags=set(TAGS),
+        clean_content_tags=set(DROPPED),
+        attributes={tag: set(names) for tag, names in TAGS.items()},
+        attribute_filter=attribute,
+        link_rel="nofollow noopener noreferrer",
+        url_schemes={"http", "https", "mailto", "data"},  # what is in the card itself has passed `attribute`
+    )
+
+
+def _is_elsewhere(address: str) -> bool:
+    """Whether an address is no path within the repo."""
+    return SCHEME.match(address) is not None or address.startswith(("#", "/"))
 
 
 def hub_tags(metadata: Mapping[str, object], config: Mapping[str, object], paths: Iterable[str]) -> list[str]:
@@ -123,76 +162,6 @@ def chips(metadata: Mapping[str, object], tags: Iterable[str]) -> list[Chip]:
         shown.append(Chip("language" if tag in languages else kind, tag))
     shown += [Chip("base", f"base model: {base}") for base in _texts(metadata.get("base_model"))]
     return shown + [Chip("license", f"license: {name}") for name in _texts(metadata.get("license"))]
-
-
-class _Cleaner(HTMLParser):
-    """Writes anew what the allow-list has of some HTML, every element closed."""
-
-    def __init__(self, root: str, revision: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self._root, self._revision = root, revision
-        self._out: list[str] = []
-        self._open: list[str] = []
-        self._dropped: list[str] = []
-
-    def finish(self) -> str:
-        """The HTML."""
-        return "".join([*self._out, *(f"</{tag}>" for tag in reversed(self._open))])
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in DROPPED:
-            self._dropped.append(tag)
-        if self._dropped or tag not in TAGS:
-            return
-        kept = [
-            (name, value) for name, given in attrs if (value := self._attribute(tag, name, given or "")) is not None
-        ]
-        if tag == "a":
-            kept.append(("rel", "nofollow noopener noreferrer"))
-        attributes = "".join(f' {name}="{escape(value)}"' for name, value in kept)
-        self._out.append(f"<{tag}{attributes}>")
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        # In HTML the slash of <b/> means nothing: the element is open.
-        self.handle_starttag(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._dropped:
-            if tag in self._dropped:
-                del self._dropped[self._dropped.index(tag) :]
-        elif tag in self._open:
-            while (closed := self._open.pop()) != tag:
-                self._out.append(f"</{closed}>")
-            self._out.append(f"</{tag}>")
-
-    def handle_data(self, data: str) -> None:
-        if not self._dropped:
-            self._out.append(escape(data, quote=False))
-
-    def _attribute(self, tag: str, name: str, value: str) -> str | None:
-        """The attribute's value if it is kept."""
-        if name not in TAGS[tag]:
-            return None
-        if name == "href":
-            return self._address(value, "blob", ("http:", "https:", "mailto:"))
-        if name == "src":
-            return self._address(value, "resolve", ("http:", "https:"))
-        if name == "style":
-            return value if ALIGNMENT.fullmatch(value) else None
-        return value
-
-    def _address(self, value: str, view: str, schemes: tuple[str, ...]) -> str | None:
-        """An address of an allowed scheme; a relative one made one within the repo."""
-        # Browsers ignore control characters and spaces before and in a scheme.
-        text = re.sub(r"[\x00-\x20]", "", value)
-        scheme = SCHEME.match(text)
-        if scheme:
-            return text if scheme[0].lower() in schemes else None
-        if text.startswith(("#", "//", "/")):
-            return text
-        return f"{self._root}/{view}/{self._revision}/{text.removeprefix('./')}"
 
 
 def _texts(value: object) -> list[str]:

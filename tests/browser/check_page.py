@@ -20,7 +20,7 @@ from typing import Any
 from hubtool.card import render_card
 from hubtool.card.pictures import draw
 from hubtool.card.view import PICTURES
-from hubtool.release.preview import inline, write_preview
+from hubtool.release.preview import beside, write_preview
 from hubtool.sample import FLASH
 from tests.card.records import OUTCOMES, REPO, SEED_NOTES, full_size_record, with_evidence, with_layer_errors
 from tests.checkpoints import write_sparse_checkpoint
@@ -83,7 +83,7 @@ def make_page(out: Path) -> Path:
         (out / name).write_bytes(picture)
     card = render_card(record, prose={"notes": SEED_NOTES}, assets=tuple(PICTURES))
     (out / "README.md").write_text(card)
-    made = write_preview(REPO, card, inline(out))
+    made = write_preview(REPO, card, beside(out))
     return made.replace(out / "page.html")
 
 

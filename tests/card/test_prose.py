@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubtool.card import read_prose, render_card
-from hubtool.card.prose import block, insert_prose, without_prose
+from hubtool.card.prose import block, find_prose_fault, insert_prose, without_prose
 from hubtool.card.view import SECTIONS
 from hubtool.errors import OutputError
 from hubtool.record import Record
@@ -96,3 +96,22 @@ def test_prose_that_would_break_the_card_is_refused_with_its_line(card: str, fou
 )
 def test_prose_that_is_harmless_is_kept(prose: str) -> None:
     assert read_prose(block("notes", prose)) == {"notes": prose}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "![x](x%22%20onerror=alert(1)%20y=%22.png)",
+        "[x](https://example.org/%3Cscript%3E)",
+        '<img src="x%22 onerror=alert(1)">',
+        '<a href="java&#10;script:alert(1)">x</a>',
+        '<img src="data:text/html,x">',
+    ],
+)
+def test_prose_whose_addresses_are_html_is_refused(text: str) -> None:
+    fault = find_prose_fault(f"Fine.\n\n{text}\n")
+    assert fault is not None and fault.line == 3
+
+
+def test_prose_with_plain_addresses_is_fine() -> None:
+    assert find_prose_fault('![a](a%20b.png) [b](https://example.org/L%27Or?q=1&r=2#x) <img src="c.png">\n') is None

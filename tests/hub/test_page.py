@@ -64,6 +64,9 @@ def test_allowed_html_is_kept_and_closed() -> None:
         "<img src='data:text/html,x'>",
         "</main></body><base href='https://example.org'>",
         "<object data=x><embed src=y></object>",
+        "![x](x%22%20onerror=alert(1)%20y=%22.png)",
+        "<img src='x%22%20onerror=alert(1)'>",
+        "<math><mtext></p><style><img src=x onerror=alert(1)></style></mtext></math>",
     ],
 )
 def test_nothing_in_a_card_runs_or_leaves_its_place(attack: str) -> None:
@@ -132,6 +135,24 @@ def test_chips_come_in_the_hubs_order() -> None:
 def test_bits_label_follows_the_top_of_the_block() -> None:
     assert bits_label({"quantization": {"bits": 3, "a": {"bits": 6}}}) == "3-bit"
     assert bits_label({}) is None
+
+
+def test_preview_loads_nothing_and_holds_its_pictures() -> None:
+    markdown = (
+        "![in](a.png) ![out](https://example.org/b.png) ![there](//example.org/c.png) ![gone](d.png) "
+        "![x](x%22%20onerror=alert(1)%20y=%22.png) ![up](../e.png)"
+    )
+    asked: list[str] = []
+
+    def picture(name: str) -> str | None:
+        asked.append(name)
+        return 'data:image/png;base64,AA==" onload="alert(1)' if name == "a.png" else None
+
+    html = preview("o/m", METADATA, markdown, picture)
+    assert "default-src 'none'" in html and "example.org" not in html
+    assert asked == ["a.png", "d.png", "x%22%20onerror=alert(1)%20y=%22.png", "../e.png"]
+    # Whatever takes an address's place is the value of that attribute, and nothing more.
+    assert 'src="data:image/png;base64,AA==&quot; onload=&quot;alert(1)"' in html and html.count(" src=") == 1
 
 
 def test_preview_is_one_page_with_title_chips_and_text() -> None:
