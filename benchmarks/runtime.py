@@ -9,6 +9,12 @@ Each round runs both, one after the other and each in a process of its own, whic
 greedily, twice: the second time counts. The medians over the rounds are printed; a ratio above 1 means that this
 runtime is faster. Three rounds take about 6 minutes on two cores.
 
+    .venv/bin/python benchmarks/runtime.py --true-shapes --layers 6 --runtime old.py --runtime new.py
+
+measures on a GPU with V4-Flash's true shapes instead: random weights that are made in memory (3-bit experts, the rest
+6-bit, 2.8 GB a layer), the layers of all kinds by turns, without embedding and head; each model file after the other,
+in a process of its own. A token of the whole model takes 43 times as long as a layer.
+
 `bandwidth` is the share of the memory bandwidth, as a large copy reaches it, that reading the weights of a decoded
 token alone takes: it says how much of a step is not overhead, and means something where a model outgrows the caches.
 
@@ -17,6 +23,7 @@ decoding 6.03 times, bandwidth 28.3 %.
 """
 
 import argparse
+import importlib.util
 import json
 import shutil
 import statistics
@@ -24,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +101,102 @@ def measure(runtime: str, folder: Path, prompt: int, tokens: int) -> Numbers:
     return {"prefill": prompt / prefill, "decode": 1 / decode, "bandwidth": read / decode / bandwidth()}
 
 
+def true_model(runtime: Path, layers: int) -> Any:
+    """A model of some layers with V4-Flash's shapes and random weights, from a model file."""
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    from hubtool.sample import FLASH, published_config
+
+    spec = importlib.util.spec_from_file_location("custom_model", runtime)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["custom_model"] = module
+    spec.loader.exec_module(module)
+    ratios = [0, *[4, 128] * layers][:layers]
+    changes = {"num_hidden_layers": layers, "compress_ratios": ratios, "num_hash_layers": 0, "vocab_size": 1024}
+    model = module.Model(module.ModelArgs.from_dict(dict(published_config(FLASH)) | changes))
+    model.set_dtype(mx.bfloat16)
+    for layer in model.layers:
+        layer.ffn.gate.weight = mx.random.normal(layer.ffn.gate.weight.shape) / 64
+        for mix in (layer.attn_hc, layer.ffn_hc):
+            mix.fn = mx.random.normal(mix.fn.shape) / 128
+
+    def how(path: str, part: nn.Module) -> bool | dict[str, int]:
+        if not hasattr(part, "to_quantized") or path.endswith(".gate"):
+            return False
+        return {"group_size": 128, "bits": 3 if "switch_mlp" in path else 6}
+
+    nn.quantize(model, class_predicate=how)
+    for layer in model.layers:
+        mx.eval(layer.parameters())
+    weights = {
+        name: array if model.cast_predicate(name) or array.dtype == mx.uint32 else array.astype(mx.float32)
+        for name, array in tree_flatten(model.parameters())
+    }
+    model.load_weights(list(model.sanitize(weights).items()))
+    mx.eval(model.parameters())
+    model.eval()
+    return model
+
+
+def measure_true(runtime: Path, layers: int, decode_at: Sequence[int], prefill_of: Sequence[int]) -> Numbers:
+    """Seconds a layer of decoded tokens at each context and of prompts, in pieces of 2,048 tokens; shares of a copy."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    model = true_model(runtime, layers)
+    used = model.args.num_experts_per_tok / model.args.n_routed_experts
+    read = sum(
+        array.nbytes * (used if "switch_mlp" in name else 1)
+        for name, array in tree_flatten([layer.parameters() for layer in model.layers])
+    )
+    numbers: Numbers = {}
+
+    def prefill(tokens: int) -> tuple[float, Any]:
+        cache, begun = model.make_cache(), time.perf_counter()
+        ids = mx.random.randint(0, 1024, (1, tokens), key=mx.random.key(tokens))
+        for start in range(0, tokens, 2048):
+            mx.eval(model.model(ids[:, start : start + 2048], cache), [layer.state for layer in cache])
+        return (time.perf_counter() - begun) / layers, cache
+
+    for tokens in sorted({*decode_at, *prefill_of}):
+        prefill(tokens)
+        seconds, cache = prefill(tokens)
+        if tokens in prefill_of:
+            numbers[f"prefill {tokens}"] = seconds
+        if tokens in decode_at:
+            steps = []
+            for _ in range(64):
+                begun = time.perf_counter()
+                mx.eval(model.model(mx.array([[7]]), cache))
+                steps.append(time.perf_counter() - begun)
+            numbers[f"decode {tokens}"] = statistics.mean(steps[16:]) / layers
+            numbers[f"bandwidth {tokens}"] = read / layers / numbers[f"decode {tokens}"] / bandwidth()
+    numbers["peak"] = mx.get_peak_memory()
+    return numbers
+
+
+def compare_true(runtimes: Sequence[Path], layers: int) -> None:
+    """Print what each model file takes, one after the other."""
+    for runtime in runtimes:
+        command = [sys.executable, __file__, "--measure-true", str(runtime), str(layers)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        numbers: Numbers = json.loads(done.stdout.splitlines()[-1])
+        print(runtime)
+        for name, value in numbers.items():
+            kind, _, tokens = name.partition(" ")
+            if kind == "decode":
+                share = numbers[f"bandwidth {tokens}"]
+                print(
+                    f"  decode at {tokens:>5}: {value * 1e3:6.3f} ms a layer, {1 / value / 43:6.1f} tok/s, {share:.1%}"
+                )
+            elif kind == "prefill":
+                speed = int(tokens) / value / 43
+                print(f"  prefill of {tokens:>5}: {value * 1e3:7.1f} ms a layer, {speed:7.0f} tok/s")
+
+
 def bandwidth() -> float:
     """Bytes a second that a copy of 256 MiB reads and writes."""
     import mlx.core as mx
@@ -122,13 +226,20 @@ def run(python: str, runtime: str, folder: Path, arguments: argparse.Namespace) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True, help="python with mlx-vlm 0.7.10")
+    parser.add_argument("--peer", help="python with mlx-vlm 0.7.10")
+    parser.add_argument("--true-shapes", action="store_true", help="V4-Flash's shapes instead, on a GPU")
+    parser.add_argument("--runtime", action="append", type=Path, help="model file to measure; several for a comparison")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=16, help="tokens decoded")
     parser.add_argument("--experts", type=int, default=16, help="routed experts a layer")
     parser.add_argument("--layers", type=int, default=6)
     arguments = parser.parse_args()
+    if arguments.true_shapes:
+        compare_true(arguments.runtime or [RUNTIME], arguments.layers)
+        return
+    if not arguments.peer:
+        parser.error("--peer is needed, or --true-shapes")
     with tempfile.TemporaryDirectory() as folder:
         ours, peers = Path(folder) / "ours", Path(folder) / "peers"
         write_folders(ours, peers, experts=arguments.experts, layers=arguments.layers)
@@ -147,5 +258,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))))
+    elif sys.argv[1:2] == ["--measure-true"]:
+        print(json.dumps(measure_true(Path(sys.argv[2]), int(sys.argv[3]), (512, 8192), (2048, 8192))))
     else:
         main()

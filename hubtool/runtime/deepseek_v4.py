@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, reduce
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -165,9 +165,151 @@ class Rope:
         return mx.pad(rotations, [(0, 0)] * positions.ndim + [(pad, 0)], constant_values=1)
 
 
+# A GPU spends a decoded token's time on starting kernels, so long chains of small operations are one kernel there. The
+# sources are plain enough to be both Metal and CUDA; what differs is defined in front of them. A group of THREADS
+# threads, `lane` in it, works on one `row`.
+_DIALECTS = {
+    "metal": """
+#define SHARED threadgroup
+#define BARRIER threadgroup_barrier(mem_flags::mem_threadgroup)
+    const unsigned int row = threadgroup_position_in_grid.x, lane = thread_position_in_threadgroup.x;
+""",
+    "cuda": """
+#define SHARED __shared__
+#define BARRIER __syncthreads()
+    const unsigned int row = blockIdx.x, lane = threadIdx.x;
+""",
+}
+_SUM_SOURCE = """
+#define SUM_OVER_THREADS(value)                                        \\
+    BARRIER;                                                           \\
+    partial[lane] = value;                                             \\
+    BARRIER;                                                           \\
+    for (unsigned int half = THREADS / 2; half > 0; half /= 2) {       \\
+        if (lane < half) partial[lane] += partial[lane + half];        \\
+        BARRIER;                                                       \\
+    }
+    SHARED float partial[THREADS];
+"""
+
+
+class Kernel:
+    """A kernel for GPUs: called with a row for each group of threads, it gives its outputs."""
+
+    def __init__(self, name: str, inputs: list[str], outputs: list[str], source: str):
+        self.name, self.inputs, self.outputs = f"deepseek_v4_{name}", inputs, outputs
+        self.source = _SUM_SOURCE + source
+        self.made: Any = None
+
+    def __call__(
+        self,
+        inputs: list[mx.array],
+        outputs: list[tuple[tuple[int, ...], mx.Dtype]],
+        *,
+        rows: int,
+        threads: int,
+        **constants: int | bool | mx.Dtype,
+    ) -> list[mx.array]:
+        if self.made is None:
+            dialect, make = (
+                ("metal", mx.fast.metal_kernel) if mx.metal.is_available() else ("cuda", mx.fast.cuda_kernel)
+            )
+            source = _DIALECTS[dialect] + self.source
+            self.made = make(name=self.name, input_names=self.inputs, output_names=self.outputs, source=source)
+        made: list[mx.array] = self.made(
+            inputs=inputs,
+            template=[("THREADS", threads), *constants.items()],
+            grid=(rows * threads, 1, 1),
+            threadgroup=(threads, 1, 1),
+            output_shapes=[shape for shape, _ in outputs],
+            output_dtypes=[dtype for _, dtype in outputs],
+        )
+        return made
+
+
+def _runs_kernels() -> bool:
+    return bool(mx.default_device() == mx.gpu)
+
+
+@lru_cache
+def _constants(*values: float) -> mx.array:
+    return mx.array(values)
+
+
+def _threads(work: int) -> int:
+    """How many threads share so many pieces of work: a power of two from 32 to 512."""
+    return int(min(max(1 << (max(work, 1).bit_length() - 1), 32), 512))
+
+
 def _rotate(x: mx.array, rotations: mx.array) -> mx.array:
     """x [..., D] in float32, its pairs of dims (2i, 2i + 1) turned by rotations [..., D / 2] as complex numbers."""
     return (x.astype(mx.float32).view(mx.complex64) * rotations).view(mx.float32)
+
+
+_TURN_KERNEL = Kernel(
+    "turn",
+    ["x", "weight", "turns", "eps"],
+    ["out"],
+    """
+    const unsigned int first = row * D, turn = (row / HEADS) % turns_shape[0] * D;
+    float scale = 1.0f;
+    if (NORM) {
+        float squares = 0.0f;
+        for (unsigned int i = lane; i < D; i += THREADS) {
+            const float value = static_cast<float>(x[first + i]);
+            squares += value * value;
+        }
+        SUM_OVER_THREADS(squares);
+        scale = 1.0f / sqrt(partial[0] / D + eps[0]);
+    }
+    for (unsigned int i = 2 * lane; i < D; i += 2 * THREADS) {
+        float a = static_cast<float>(x[first + i]) * scale, b = static_cast<float>(x[first + i + 1]) * scale;
+        if (WEIGHT) {
+            a *= static_cast<float>(weight[i]);
+            b *= static_cast<float>(weight[i + 1]);
+        }
+        const float re = turns[turn + i], im = turns[turn + i + 1];
+        out[first + i] = static_cast<T>(static_cast<float>(static_cast<ROUNDED>(a * re - b * im)));
+        out[first + i + 1] = static_cast<T>(static_cast<float>(static_cast<ROUNDED>(a * im + b * re)));
+    }
+""",
+)
+
+
+def _turned(
+    x: mx.array,
+    rotations: mx.array,
+    rounded: mx.Dtype,
+    dtype: mx.Dtype,
+    norm: nn.RMSNorm | None = None,
+    eps: float | None = None,
+) -> mx.array:
+    """x [B, S, ..., D] rotated in float32, rounded to a dtype and stored as another one.
+
+    Before that it goes through `norm`, or is given a root mean square of 1 where `eps` is not None.
+    """
+    if not _runs_kernels():
+        if norm is not None:
+            x = norm(x)
+        elif eps is not None:
+            x = mx.fast.rms_norm(x.astype(mx.float32), None, eps)
+        return _rotate(x, rotations).astype(rounded).astype(dtype)
+    dims = x.shape[-1]
+    turns = rotations.view(mx.float32).reshape(-1, dims)
+    epsilon = _constants(norm.eps if norm is not None else eps or 0.0)
+    (out,) = _TURN_KERNEL(
+        [x, epsilon if norm is None else norm.weight, turns, epsilon],
+        [(x.shape, dtype)],
+        rows=x.size // dims,
+        threads=_threads(dims // 2),
+        D=dims,
+        HEADS=math.prod(x.shape[2:-1]),
+        NORM=norm is not None or eps is not None,
+        WEIGHT=norm is not None,
+        ROUNDED=rounded,
+        T=dtype,
+    )
+    return out
 
 
 def _uniform(values: list[int]) -> bool:
@@ -186,7 +328,8 @@ class DeepseekV4Cache:
     """What one layer remembers of B sequences; a single sequence is a batch of one.
 
     Per-token rows are kept as long as a later token needs them: the keys of the last W - 1 tokens, and what the
-    compressors need of the windows that are not closed. They are right-aligned, next to the tokens that follow.
+    compressors need of the windows that are not closed, side by side for all of them: what is weighed and the weights,
+    for entries and then for index entries. They are right-aligned, next to the tokens that follow.
     Compressed entries are kept for good: entry w of a sequence, which stands for its tokens up to (w + 1) * ratio, is
     at index w. What stands beyond a sequence's own entries is overwritten before a token can see it. So sequences of
     any lengths stand side by side, and their offsets say everything else.
@@ -195,12 +338,13 @@ class DeepseekV4Cache:
     in 21 of them and of 512 / 128 dims in 20. Keys of every token would take 44,032 bytes.
     """
 
-    WINDOW, KV, GATE, INDEX_KV, INDEX_GATE, ENTRIES, INDEX_ENTRIES = range(7)
+    WINDOW, ROWS, ENTRIES, INDEX_ENTRIES = range(4)
+    KV = GATE = INDEX_KV = INDEX_GATE = ROWS
     step = 256  # entries are allocated in multiples of this
 
     def __init__(self, ratio: int = 0):
         self.ratio = ratio
-        self.arrays: list[mx.array | None] = [None] * 7  # each [B, rows, dims]
+        self.arrays: list[mx.array | None] = [None] * 4  # each [B, rows, dims]
         self.offset = [0]  # tokens seen of each sequence, negative while its left padding is still to come
         self.awaited: list[int] | None = None  # tokens still to come of each sequence, while padded on the right
 
@@ -358,6 +502,7 @@ class Windows:
         self.n = max(max(end, 0) // ratio - w for end, w in zip(stop, self.first, strict=True))
         # Of the rows kept and pushed, the one with the first token of the first window's span less the overlap.
         self.row = [w * ratio + ratio - 1 - position for w, position in zip(self.first, first, strict=True)]
+        self.row_array = mx.array(self.row)
         self.entries = max(max(stop) // ratio, 0)  # T, the most that a sequence has after the call
         self.index = mx.array(self.first if not _uniform(self.first) else self.first[:1])[:, None] + mx.arange(self.n)
         self.visible = (positions + 1) // ratio  # [1 or B, S], how many entries a query sees
@@ -391,6 +536,7 @@ class Step:
             Rotations(r[:, :, None] * args.head_dim**-0.5, r, mx.conjugate(r)[:, :, None]) for r in (plain, compressed)
         )
         self.windows: dict[int, Windows] = {}
+        self.masks: dict[tuple[int, int], mx.array | None] = {}
         self.entry_rotations: dict[tuple[int, int], mx.array] = {}
         for ratio in set(args.compress_ratios[: args.num_hidden_layers]) - {0}:
             windows = self.windows[ratio] = Windows(ratio, self.first, stop, positions)
@@ -401,6 +547,11 @@ class Step:
 
     def window_mask(self, lo: int, hi: int) -> mx.array | None:
         """Which keys of the sliding window the queries lo to hi see, [1 or B, n, Q, 1, W - 1 + Q]; None for all."""
+        if (lo, hi) not in self.masks:
+            self.masks[lo, hi] = self._window_mask(lo, hi)
+        return self.masks[lo, hi]
+
+    def _window_mask(self, lo: int, hi: int) -> mx.array | None:
         size = min(hi - lo, self.window)  # Q, the queries of a block
         blocks = (hi - lo) // size
         key = mx.arange(self.window - 1 + size)
@@ -429,6 +580,81 @@ def _slices(length: int, window: int, width: int) -> list[tuple[int, int]]:
     return [(lo, hi) for lo, hi in pairwise([*range(0, whole, size), whole, length]) if lo < hi]
 
 
+# Up to as many float32 rows meet a quantized weight as it is packed. CUDA's product of more fails for some widths in
+# MLX 0.32; there the weight is unpacked first, and takes 4 bytes for each of its values meanwhile.
+_FEW_ROWS = 4
+
+
+Linear = nn.Linear | nn.QuantizedLinear
+
+
+def _product(x: mx.array, layer: Linear, arrays: list[mx.array]) -> mx.array:
+    """x times a transposed weight that is stored as the layer's is: alone, or with scales and perhaps biases."""
+    if isinstance(layer, nn.Linear):
+        return x @ arrays[0].T
+    if x.dtype == mx.float32 and x.size // x.shape[-1] > _FEW_ROWS and _runs_kernels() and mx.cuda.is_available():
+        exact = [array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array for array in arrays]
+        return x @ _with(mx.dequantize, exact, layer).T
+    return _with(partial(mx.quantized_matmul, x), arrays, layer)
+
+
+def _with(function: Callable[..., mx.array], arrays: list[mx.array], layer: nn.QuantizedLinear) -> mx.array:
+    return function(*arrays, group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
+
+
+def _stored(layer: nn.Module) -> list[mx.array]:
+    """A layer's weight, and where it is quantized its scales and biases."""
+    return [layer[name] for name in ("weight", "scales", "biases") if layer.get(name) is not None]
+
+
+class Stack:
+    """Layers that meet the same input, as one product where they are stored alike.
+
+    Their weights are joined once, and what the layers hold becomes views of that. As soon as a layer holds something
+    else (an adapter, a gradient's tracer, a shard), each is multiplied with by itself again.
+
+    Args:
+        dtype: Of the input; scales of another one would be converted at every call, so they are kept in this too.
+    """
+
+    def __init__(self, dtype: mx.Dtype | None = None):
+        self.dtype = dtype
+        self.joined: list[mx.array] = []
+        self.weights: list[mx.array] = []
+
+    def join(self, layers: list[Linear]) -> None:
+        """Join what the layers hold now, if they can be."""
+        first, self.joined = layers[0], []
+        if type(first) not in (nn.Linear, nn.QuantizedLinear) or "bias" in first or len(set(map(_form, layers))) > 1:
+            return
+        self.joined = [mx.concatenate(list(arrays)) for arrays in zip(*map(_stored, layers), strict=True)]
+        self.weights = [*mx.split(self.joined[0], list(accumulate(len(layer.weight) for layer in layers))[:-1])]
+        for layer, weight in zip(layers, self.weights, strict=True):
+            layer.weight = weight
+        if self.dtype is not None:
+            self.joined[1:] = [a if a.dtype == mx.uint8 else a.astype(self.dtype) for a in self.joined[1:]]
+
+    def __call__(self, x: mx.array, layers: list[Linear]) -> mx.array:
+        """Outputs of the layers, side by side."""
+        if self.joined and all(layer.weight is mine for layer, mine in zip(layers, self.weights, strict=True)):
+            return _product(x, layers[0], self.joined)
+        return mx.concatenate([_apart(layer, x) for layer in layers], axis=-1)
+
+
+def _form(layer: nn.Module) -> tuple[object, ...]:
+    """What layers have in common that can be stacked."""
+    how = [getattr(layer, name, None) for name in ("group_size", "bits", "mode")]
+    return type(layer), *how, *((array.dtype, array.shape[1:]) for array in _stored(layer))
+
+
+def _apart(layer: Linear, x: mx.array) -> mx.array:
+    """layer(x), by a product that every backend has."""
+    if type(layer) in (nn.Linear, nn.QuantizedLinear) and "bias" not in layer:
+        return _product(x, layer, _stored(layer))
+    outputs: mx.array = layer(x)  # an adapter, perhaps
+    return outputs
+
+
 Part = tuple[mx.array, mx.array | None]  # keys, mask
 
 
@@ -439,7 +665,7 @@ def _attend(q: mx.array, parts: list[Part], sinks: mx.array) -> mx.array:
     are cut into n blocks, and block i attends to keys[:, i]. An attention sink [H] takes its share of the weight.
     """
     batch, length, heads, dims = q.shape
-    if length == 1:
+    if length == 1 and len(parts) > 1:
         parts = [_joined(parts)]
     outputs, weights = [], []
     for keys, mask in parts:
@@ -450,7 +676,13 @@ def _attend(q: mx.array, parts: list[Part], sinks: mx.array) -> mx.array:
             scores = mx.where(mask, scores, mx.finfo(mx.float32).min).flatten(2, 3)
         outputs.append((mx.softmax(scores, axis=-1) @ keys).reshape(q.shape))
         weights.append(mx.logsumexp(scores, axis=-1).reshape(batch, length, heads, 1))
-    total = reduce(mx.logaddexp, weights, sinks[:, None])
+    return _share(outputs, weights, sinks[:, None])
+
+
+@partial(mx.compile, shapeless=True)
+def _share(outputs: list[mx.array], weights: list[mx.array], sinks: mx.array) -> mx.array:
+    """The outputs, each with its share of the weight, of which the sinks take theirs; weights are logarithms."""
+    total = reduce(mx.logaddexp, weights, sinks)
     return reduce(mx.add, (mx.exp(weight - total) * out for weight, out in zip(weights, outputs, strict=True)))
 
 
@@ -464,32 +696,100 @@ def _joined(parts: list[Part]) -> Part:
     return keys, mx.concatenate([mx.broadcast_to(mask, (batch, *mask.shape[1:])) for mask in masks], axis=-1)
 
 
-class Compressor(nn.Module):
-    """Makes one entry of a closed window: the sum of its rows, weighted by a softmax for each dim."""
+_ENTRY_KERNEL = Kernel(
+    "entry",
+    ["rows", "ape", "weight", "turns", "index", "first", "eps"],
+    ["out"],
+    """
+    SHARED float pooled[D];
+    const int n = index_shape[1], sequence = row / n, window = row % n, count = rows_shape[1];
+    const int start = first[sequence % first_shape[0]] + window * RATIO;
+    const bool opens = OVERLAPS && index[(sequence % index_shape[0]) * n + window] == 0;
+    float squares = 0.0f;
+    for (int d = lane; d < D; d += THREADS) {
+        float top = -INFINITY;
+        for (int pass = 0; pass < 2; ++pass) {
+            float value = 0.0f, total = 0.0f;
+            for (int i = opens ? RATIO : 0; i < SPAN; ++i) {
+                const int at = start + i < 0 ? 0 : start + i >= count ? count - 1 : start + i;
+                const int column = OVERLAPS && i >= RATIO ? D + d : d;
+                const int kv = (sequence * count + at) * rows_shape[2] + AT + column;
+                const float gate = rows[kv + WIDTH] + ape[i % RATIO * WIDTH + column];
+                if (pass == 0) {
+                    top = gate > top ? gate : top;
+                } else {
+                    const float share = exp(gate - top);
+                    value += share * rows[kv];
+                    total += share;
+                }
+            }
+            pooled[d] = value / total;
+        }
+        squares += pooled[d] * pooled[d];
+    }
+    SUM_OVER_THREADS(squares);
+    const float scale = 1.0f / sqrt(partial[0] / D + eps[0]);
+    const int turn = row % turns_shape[0] * D;
+    for (int d = 2 * lane; d < D; d += 2 * THREADS) {
+        const float a = pooled[d] * scale * static_cast<float>(weight[d]);
+        const float b = pooled[d + 1] * scale * static_cast<float>(weight[d + 1]);
+        out[row * D + d] = static_cast<T>(a * turns[turn + d] - b * turns[turn + d + 1]);
+        out[row * D + d + 1] = static_cast<T>(a * turns[turn + d + 1] + b * turns[turn + d]);
+    }
+""",
+)
 
-    def __init__(self, args: ModelArgs, ratio: int, head_dim: int, slots: tuple[int, int, int]):
+
+class Compressor(nn.Module):
+    """Makes one entry of a closed window: the sum of its rows, weighted by a softmax for each dim.
+
+    Args:
+        at: Column of the cache's rows from which on this compressor's are.
+        slot: Of the cache, where the entries go.
+    """
+
+    def __init__(self, args: ModelArgs, ratio: int, head_dim: int, at: int, slot: int):
         super().__init__()
         self.ratio = ratio
         self.head_dim = head_dim
-        self.slots = slots
+        self.at = at
+        self.slot = slot
         # Overlapping windows: the first half is for the next window's entry, the second for the token's own.
-        width = 2 * head_dim if _overlaps(ratio) else head_dim
-        self.wkv = nn.Linear(args.hidden_size, width, bias=False)
-        self.wgate = nn.Linear(args.hidden_size, width, bias=False)
-        self.ape = mx.zeros((ratio, width))
+        self.width = 2 * head_dim if _overlaps(ratio) else head_dim
+        self.wkv = nn.Linear(args.hidden_size, self.width, bias=False)
+        self.wgate = nn.Linear(args.hidden_size, self.width, bias=False)
+        self.ape = mx.zeros((ratio, self.width))
         self.norm = nn.RMSNorm(head_dim, eps=args.rms_norm_eps)
 
-    def __call__(self, x: mx.array, step: Step, cache: DeepseekV4Cache) -> mx.array | None:
-        """Entries [B, at least T, head_dim] after the tokens x [B, S, C], which are float32; None before the first."""
-        kv_slot, gate_slot, entry_slot = self.slots
+    def __call__(self, rows: mx.array, step: Step, cache: DeepseekV4Cache) -> mx.array | None:
+        """Entries [B, at least T, head_dim] after rows [B, span - 1 + S, ...], float32; None before the first."""
         windows = step.windows[self.ratio]
-        kv = cache.push(kv_slot, self.wkv(x), windows.span - 1)
-        gate = cache.push(gate_slot, self.wgate(x), windows.span - 1)
         if windows.n:
-            entries = self.norm(self._pool(kv, gate, windows))
-            entries = _rotate(entries, step.entry_rotations[self.ratio, self.head_dim])
-            cache.store(entry_slot, windows.first, entries.astype(step.dtype))
-        return cache.arrays[entry_slot]
+            rotations = step.entry_rotations[self.ratio, self.head_dim]
+            if _runs_kernels():
+                entries = self._made(rows, windows, rotations, step.dtype)
+            else:
+                kv, gate = mx.split(rows[..., self.at : self.at + 2 * self.width], 2, axis=-1)
+                entries = _rotate(self.norm(self._pool(kv, gate, windows)), rotations).astype(step.dtype)
+            cache.store(self.slot, windows.first, entries)
+        return cache.arrays[self.slot]
+
+    def _made(self, rows: mx.array, windows: Windows, rotations: mx.array, dtype: mx.Dtype) -> mx.array:
+        turns, n = rotations.view(mx.float32).reshape(-1, self.head_dim), windows.n
+        (entries,) = _ENTRY_KERNEL(
+            [rows, self.ape, self.norm.weight, turns, windows.index, windows.row_array, _constants(self.norm.eps)],
+            [((rows.shape[0], n, self.head_dim), dtype)],
+            rows=rows.shape[0] * n,
+            threads=_threads(self.head_dim // 2),
+            D=self.head_dim,
+            AT=self.at,
+            WIDTH=self.width,
+            RATIO=self.ratio,
+            SPAN=windows.span,
+            OVERLAPS=_overlaps(self.ratio),
+            T=dtype,
+        )
+        return entries
 
     def _pool(self, kv: mx.array, gate: mx.array, windows: Windows) -> mx.array:
         """[B, n, head_dim] of the rows [B, span - 1 + S, width]."""
@@ -520,24 +820,36 @@ class Indexer(nn.Module):
         self.topk = args.index_topk
         self.wq_b = nn.Linear(args.q_lora_rank, self.n_heads * self.head_dim, bias=False)
         self.weights_proj = nn.Linear(args.hidden_size, self.n_heads, bias=False)
-        slots = (DeepseekV4Cache.INDEX_KV, DeepseekV4Cache.INDEX_GATE, DeepseekV4Cache.INDEX_ENTRIES)
-        self.compressor = Compressor(args, ratio, self.head_dim, slots)
+        at = 4 * args.head_dim  # behind the rows of the attention's own compressor
+        self.compressor = Compressor(args, ratio, self.head_dim, at, DeepseekV4Cache.INDEX_ENTRIES)
 
     def queries(self, x: mx.array, q_lora: mx.array, step: Step) -> tuple[mx.array, mx.array]:
-        """Queries [B, S, heads, dims] and the weights of their heads [B, S, 1, heads], float32."""
-        q = self.wq_b(q_lora).reshape(*x.shape[:2], self.n_heads, self.head_dim)
-        weights = self.weights_proj(x).astype(mx.float32) * (self.n_heads * self.head_dim) ** -0.5
-        return _rotate(q, step.index_rotations), weights[:, :, None]
+        """Queries [B, S, heads, dims] and the float32 weights of their heads [B, S, 1, heads].
 
-    def select(self, q: mx.array, weights: mx.array, entries: mx.array, visible: mx.array) -> mx.array:
-        """Indices [B, S, topk] of the entries [B, T, dims], float32 too; those that a query does not see come last."""
+        The weights are not scaled by (heads * dims) ** -0.5, which has no part in the choice.
+        """
+        q = self.wq_b(q_lora).reshape(*x.shape[:2], self.n_heads, self.head_dim)
+        weights = self.weights_proj(x).astype(mx.float32)
+        return _turned(q, step.index_rotations, step.dtype, step.dtype), weights[:, :, None]
+
+    def select(self, q: mx.array, weights: mx.array, entries: mx.array, visible: mx.array | None) -> mx.array:
+        """Indices [B, S, topk] of the entries [B, T, dims]; those that a query does not see come last.
+
+        A query sees as many as `visible` [1 or B, S] says, or all. Products have the entries' dtype.
+        """
         batch, length, heads, dims = q.shape
-        scores = q.reshape(batch, -1, dims) @ entries.swapaxes(-1, -2)
-        scores = weights @ mx.maximum(scores, 0).reshape(batch, length, heads, -1)
-        scores = mx.where(mx.arange(entries.shape[1]) < visible[..., None], scores.squeeze(2), -mx.inf)
+        products = q.reshape(batch, -1, dims).astype(entries.dtype) @ entries.swapaxes(-1, -2)
+        order = (weights @ _negative_relu(products).reshape(batch, length, heads, -1)).squeeze(2)
+        if visible is not None:
+            order = mx.where(mx.arange(entries.shape[1]) < visible[..., None], order, mx.inf)
         # A full sort keeps entries of equal score in order, so the choice does not depend on how many there are;
         # argpartition does not. On a CPU the sort takes a thirtieth of the scores' time, from 4,000 entries to 262,000.
-        return mx.argsort(-scores, axis=-1)[..., : self.topk]
+        return mx.argsort(order, axis=-1)[..., : self.topk]
+
+
+@partial(mx.compile, shapeless=True)
+def _negative_relu(x: mx.array) -> mx.array:
+    return mx.minimum(-x.astype(mx.float32), 0)
 
 
 def _grouped_linear(linear: nn.Linear | nn.QuantizedLinear, x: mx.array) -> mx.array:
@@ -586,39 +898,55 @@ class Attention(nn.Module):
         )
         self.wo_b = nn.Linear(self.o_groups * args.o_lora_rank, args.hidden_size, bias=False)
         if self.ratio:
-            slots = (DeepseekV4Cache.KV, DeepseekV4Cache.GATE, DeepseekV4Cache.ENTRIES)
-            self.compressor = Compressor(args, self.ratio, self.head_dim, slots)
+            self.compressor = Compressor(args, self.ratio, self.head_dim, 0, DeepseekV4Cache.ENTRIES)
         if _overlaps(self.ratio):
             self.indexer = Indexer(args, self.ratio)
 
-    def __call__(self, x: mx.array, step: Step, cache: DeepseekV4Cache) -> mx.array:
+        self._projections, self._compressors = Stack(), Stack(mx.float32)
+
+    def join(self) -> None:
+        """Join the weights that meet the same input."""
+        self._projections.join([self.wq_a, self.wkv])
+        if self.ratio:
+            self._compressors.join(self._compressing())
+
+    def _compressing(self) -> list[Linear]:
+        """The layers that make the cache's rows, in order."""
+        compressors = [self.compressor, *([self.indexer.compressor] if "indexer" in self else [])]
+        return [layer for each in compressors for layer in (each.wkv, each.wgate)]
+
+    def __call__(self, x: mx.array, exact: mx.array, step: Step, cache: DeepseekV4Cache) -> mx.array:
+        """[B, S, C] of x [B, S, C], which is `exact` too, in float32."""
         batch, length, _ = x.shape
         rotations = step.rotations if self.ratio else step.plain_rotations
-        q_lora = self.q_norm(self.wq_a(x))
-        q = self.wq_b(q_lora).reshape(batch, length, self.n_heads, self.head_dim).astype(mx.float32)
-        q = _rotate(mx.fast.rms_norm(q, None, self.eps), rotations.query)
-        kv = _rotate(self.kv_norm(self.wkv(x)), rotations.key)
+        q_lora, kv = mx.split(self._projections(x, [self.wq_a, self.wkv]), [self.q_norm.weight.size], axis=-1)
+        q_lora = self.q_norm(q_lora)
+        q = self.wq_b(q_lora).reshape(batch, length, self.n_heads, self.head_dim)
+        q = _turned(q, rotations.query, mx.float32, mx.float32, eps=self.eps)
         # Rounded like the entries, but kept in float32: the window is small, and read in full at every step.
-        keys = cache.push(cache.WINDOW, kv.astype(x.dtype).astype(mx.float32), self.window - 1)
-        parts, width = self._compressed(x, q_lora, step, cache)
+        kv = _turned(kv, rotations.key, x.dtype, mx.float32, norm=self.kv_norm)
+        keys = cache.push(cache.WINDOW, kv, self.window - 1)
+        parts, width = self._compressed(x, exact, q_lora, step, cache)
         slices = [
             _attend(q[:, lo:hi], [self._windowed(keys, step, lo, hi), *parts(lo, hi)], self.attn_sink)
             for lo, hi in _slices(length, self.window, batch * width)
         ]
         out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=1)
-        out = _rotate(out, rotations.output).astype(x.dtype)
+        out = _turned(out, rotations.output, x.dtype, x.dtype)
         return self.wo_b(_grouped_linear(self.wo_a, out.reshape(batch, length, self.o_groups, -1)))
 
     def _windowed(self, keys: mx.array, step: Step, lo: int, hi: int) -> Part:
         """The part of keys [B, W - 1 + S, D] that the queries lo to hi see, in blocks of at most W queries."""
         batch, rows, dims = keys.shape
+        if rows == self.window and _uniform(step.first):
+            return keys[:, None, max(self.window - 1 - step.first[0], 0) :], None
         size = min(hi - lo, self.window)
         shape = (batch, (hi - lo) // size, self.window - 1 + size, dims)
         blocks = mx.as_strided(keys, shape, (rows * dims, size * dims, dims, 1), lo * dims)
         return blocks, step.window_mask(lo, hi)
 
     def _compressed(
-        self, x: mx.array, q_lora: mx.array, step: Step, cache: DeepseekV4Cache
+        self, x: mx.array, exact: mx.array, q_lora: mx.array, step: Step, cache: DeepseekV4Cache
     ) -> tuple[Callable[[int, int], list[Part]], int]:
         """A function that gives the parts of compressed entries for the queries lo to hi, and floats a query needs."""
         width = self.n_heads * 2 * self.window
@@ -626,9 +954,9 @@ class Attention(nn.Module):
             return lambda lo, hi: [], width
         windows = step.windows[self.ratio]
         t = windows.entries
-        exact = x.astype(mx.float32)
-        entries = self.compressor(exact, step, cache)
-        index_entries = self.indexer.compressor(exact, step, cache) if "indexer" in self else None
+        rows = cache.push(cache.ROWS, self._compressors(exact, self._compressing()), windows.span - 1)
+        entries = self.compressor(rows, step, cache)
+        index_entries = self.indexer.compressor(rows, step, cache) if "indexer" in self else None
         if entries is None or t == 0:
             return lambda lo, hi: [], width
 
@@ -644,17 +972,22 @@ class Attention(nn.Module):
             return every, width + self.n_heads * t
 
         index_q, weights = self.indexer.queries(x, q_lora, step)
-        rows = mx.arange(x.shape[0])[:, None, None] * entries.shape[1]
-        flat = entries.flatten(0, 1)
-        index_keys = index_entries[:, :t].astype(mx.float32)
+        index_keys = index_entries[:, :t]
 
         def chosen(lo: int, hi: int) -> list[Part]:
-            visible = windows.visible[:, lo:hi]
+            visible = None if windows.all_visible else windows.visible[:, lo:hi]
             index = self.indexer.select(index_q[:, lo:hi], weights[:, lo:hi], index_keys, visible)
-            mask = index < visible[..., None]
-            return [(flat[index + rows].astype(mx.float32), mask[:, :, None, None])]
+            mask = None if visible is None else (index < visible[..., None])[:, :, None, None]
+            return [(_entries_at(entries, index).astype(mx.float32), mask)]
 
         return chosen, max(width + self.indexer.topk * (self.n_heads + self.head_dim), self.indexer.n_heads * t)
+
+
+def _entries_at(entries: mx.array, index: mx.array) -> mx.array:
+    """[B, S, k, D] of entries [B, T, D] at index [B, S, k]."""
+    if len(entries) > 1:
+        index = index + mx.arange(len(entries))[:, None, None] * entries.shape[1]
+    return entries.flatten(0, 1)[index]
 
 
 def _sinkhorn(comb: mx.array, eps: float, iterations: int) -> mx.array:
@@ -677,9 +1010,11 @@ def _balanced(comb: mx.array, eps: float, iterations: int) -> mx.array:
     return balance(comb, eps, iterations)
 
 
-def _mix_plain(
+def _mix(
     mixes: mx.array, scale: mx.array, base: mx.array, m: int, eps: float, iterations: int
 ) -> tuple[mx.array, mx.array, mx.array]:
+    """Weights of the streams in the block's input [B, S, M], of its output in the streams [B, S, M], and of the
+    streams in each other [B, S, M, M], from mixes [B, S, (2 + M) * M]; all float32."""
     pre, post, comb = mx.split(mixes, [m, 2 * m], axis=-1)
     pre = mx.sigmoid(pre * scale[0] + base[:m]) + eps
     post = 2 * mx.sigmoid(post * scale[1] + base[m : 2 * m])
@@ -687,20 +1022,17 @@ def _mix_plain(
     return pre, post, _balanced(mx.softmax(comb, axis=-1) + eps, eps, iterations)
 
 
-# _mix_plain in one launch instead of 90, a thread for each token; plain enough to be both Metal and CUDA.
+# What HyperConnection does after its product, for a token: the mix is a thread's alone, and too little to be shared.
 _MIX_SOURCE = """
-    if (token >= mixes_shape[0]) {
-        return;
-    }
-    const int first = token * (2 + M) * M;
+    const int first = row * (2 + M) * M;
     float c[M * M];
     for (int i = 0; i < M; ++i) {
-        pre[token * M + i] = 1.0f / (1.0f + exp(-(mixes[first + i] * scale[0] + base[i]))) + eps[0];
-        post[token * M + i] = 2.0f / (1.0f + exp(-(mixes[first + M + i] * scale[1] + base[M + i])));
+        mixed[i] = 1.0f / (1.0f + exp(-(mixes[first + i] * norm * scale[0] + base[i]))) + eps[0];
+        post[row * M + i] = 2.0f / (1.0f + exp(-(mixes[first + M + i] * norm * scale[1] + base[M + i])));
         float top = -INFINITY;
         for (int j = 0; j < M; ++j) {
             const int k = (2 + i) * M + j;
-            c[i * M + j] = mixes[first + k] * scale[2] + base[k];
+            c[i * M + j] = mixes[first + k] * norm * scale[2] + base[k];
             top = c[i * M + j] > top ? c[i * M + j] : top;
         }
         float sum = 0.0f;
@@ -720,56 +1052,63 @@ _MIX_SOURCE = """
             for (int j = 0; j < M; ++j) {
                 sum += c[i * across + j * along];
             }
+            const float share = 1.0f / sum;
             for (int j = 0; j < M; ++j) {
-                c[i * across + j * along] /= sum;
+                c[i * across + j * along] *= share;
             }
         }
     }
     for (int i = 0; i < M * M; ++i) {
-        comb[token * M * M + i] = c[i];
+        comb[row * M * M + i] = c[i];
     }
 """
+_ENTER_KERNEL = Kernel(
+    "enter",
+    ["streams", "mixes", "scale", "base", "weight", "eps"],
+    ["out", "exact", "post", "comb"],
+    """
+    SHARED float mixed[M];
+    const unsigned int of_token = row * M * C;
+    float squares = 0.0f;
+    for (unsigned int i = lane; i < M * C; i += THREADS) {
+        squares += streams[of_token + i] * streams[of_token + i];
+    }
+    SUM_OVER_THREADS(squares);
+    if (lane == 0) {
+        const float norm = 1.0f / sqrt(partial[0] / (M * C) + eps[1]);
+"""
+    + _MIX_SOURCE
+    + """
+    }
+    BARRIER;
+    squares = 0.0f;
+    for (unsigned int i = lane; i < C; i += THREADS) {
+        float value = 0.0f;
+        for (int m = 0; m < M; ++m) value += mixed[m] * streams[of_token + m * C + i];
+        squares += value * value;
+    }
+    SUM_OVER_THREADS(squares);
+    const float level = 1.0f / sqrt(partial[0] / C + eps[2]);
+    for (unsigned int i = lane; i < C; i += THREADS) {
+        float value = 0.0f;
+        for (int m = 0; m < M; ++m) value += mixed[m] * streams[of_token + m * C + i];
+        out[row * C + i] = static_cast<T>(value * level * static_cast<float>(weight[i]));
+        exact[row * C + i] = static_cast<float>(out[row * C + i]);
+    }
+""",
+)
 
 
-@lru_cache(maxsize=1)
-def _mix_kernel() -> Callable[..., list[mx.array]] | None:
-    make: Any
-    if mx.metal.is_available():
-        make, token = mx.fast.metal_kernel, "uint token = thread_position_in_grid.x;"
-    elif mx.cuda.is_available():
-        make, token = mx.fast.cuda_kernel, "uint32_t token = cooperative_groups::this_grid().thread_rank();"
-    else:
-        return None
-    names = {"input_names": ["mixes", "scale", "base", "eps"], "output_names": ["pre", "post", "comb"]}
-    kernel: Callable[..., list[mx.array]] = make(name="deepseek_v4_mix", source=token + _MIX_SOURCE, **names)
-    return kernel
-
-
-def _mix(
-    mixes: mx.array, scale: mx.array, base: mx.array, m: int, eps: float, iterations: int
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Weights of the streams in the block's input [B, S, M], of its output in the streams [B, S, M], and of the
-    streams in each other [B, S, M, M], from mixes [B, S, (2 + M) * M]; all float32."""
-    kernel = _mix_kernel() if mx.default_device() == mx.gpu else None
-    if kernel is None:
-        return _mix_plain(mixes, scale, base, m, eps, iterations)
-    batch, length, width = mixes.shape
-    tokens = batch * length
-    pre, post, comb = kernel(
-        inputs=[mixes.reshape(tokens, width), scale, base, mx.array([eps])],
-        template=[("M", m), ("ITERATIONS", iterations)],
-        grid=(tokens, 1, 1),
-        threadgroup=(min(tokens, 256), 1, 1),
-        output_shapes=[(batch, length, m), (batch, length, m), (batch, length, m, m)],
-        output_dtypes=[mx.float32] * 3,
-    )
-    return pre, post, comb
+def _expand(x: mx.array, streams: mx.array, post: mx.array, comb: mx.array) -> mx.array:
+    """Streams [B, S, M, C] after a block with output x [B, S, C]; comb[j, k] is the weight of stream j in stream k."""
+    m = post.shape[-1]
+    rows = mx.split(comb.swapaxes(-1, -2), m, axis=-1)  # [B, S, M, 1] each, what stream j gives to all
+    return _weighted_sum([*mx.split(streams, m, axis=2)], [*rows], x[:, :, None], post[..., None])
 
 
 @partial(mx.compile, shapeless=True)
-def _expand(x: mx.array, streams: mx.array, post: mx.array, comb: mx.array) -> mx.array:
-    """Streams [B, S, M, C] after a block with output x [B, S, C]; comb[j, k] is the weight of stream j in stream k."""
-    return mx.expand_dims(post, -1) * mx.expand_dims(x, -2) + comb.swapaxes(-1, -2) @ streams
+def _weighted_sum(streams: list[mx.array], weights: list[mx.array], x: mx.array, post: mx.array) -> mx.array:
+    return reduce(mx.add, (weight * stream for weight, stream in zip(weights, streams, strict=True)), post * x)
 
 
 def _collapse(streams: mx.array, weights: mx.array) -> mx.array:
@@ -791,11 +1130,39 @@ class HyperConnection(nn.Module):
         self.base = mx.zeros((rows,))
         self.scale = mx.ones((3,))
 
-    def __call__(self, streams: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """The block's input [B, S, C], and the weights post and comb that `_expand` needs."""
-        mixes = mx.fast.rms_norm(streams.flatten(2), None, self.norm_eps) @ self.fn.T
-        pre, post, comb = _mix(mixes, self.scale, self.base, self.m, self.eps, self.iterations)
-        return _collapse(streams, pre), post, comb
+    def __call__(
+        self, streams: mx.array, norm: nn.RMSNorm, dtype: mx.Dtype
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """The block's normalised input [B, S, C] in a dtype, the same in float32, and what `_expand` needs."""
+        if not _runs_kernels():
+            mixes = mx.fast.rms_norm(streams.flatten(2), None, self.norm_eps) @ self.fn.T
+            pre, post, comb = _mix(mixes, self.scale, self.base, self.m, self.eps, self.iterations)
+            x = norm(_collapse(streams, pre)).astype(dtype)
+            return x, x.astype(mx.float32), post, comb
+        batch, length, m, dims = streams.shape
+        x, exact, post, comb = _ENTER_KERNEL(
+            [
+                streams,
+                streams.flatten(2) @ self.fn.T,
+                self.scale,
+                self.base,
+                norm.weight,
+                _constants(self.eps, self.norm_eps, norm.eps),
+            ],
+            [
+                ((batch, length, dims), dtype),
+                ((batch, length, dims), mx.float32),
+                ((batch, length, m), mx.float32),
+                ((batch, length, m, m), mx.float32),
+            ],
+            rows=batch * length,
+            threads=_threads(dims // 4),
+            M=m,
+            C=dims,
+            ITERATIONS=self.iterations,
+            T=dtype,
+        )
+        return x, exact, post, comb
 
 
 class HyperHead(nn.Module):
@@ -838,9 +1205,15 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(args.hidden_size, dims, bias=False)
         self.down_proj = nn.Linear(dims, args.hidden_size, bias=False)
         self.activation = LimitedSwiGLU(args.swiglu_limit)
+        self._inner = Stack()
+
+    def join(self) -> None:
+        """Join the weights that meet the same input."""
+        self._inner.join([self.gate_proj, self.up_proj])
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(self.activation(self.up_proj(x), self.gate_proj(x)))
+        gate, up = mx.split(self._inner(x, [self.gate_proj, self.up_proj]), 2, axis=-1)
+        return self.down_proj(self.activation(up, gate))
 
 
 @partial(mx.compile, shapeless=True)
@@ -852,12 +1225,40 @@ def _sqrt_softplus(x: mx.array) -> mx.array:
 _SCORES: dict[str, Callable[[mx.array], mx.array]] = {"sqrtsoftplus": _sqrt_softplus, "sigmoid": mx.sigmoid}
 
 
-@partial(mx.compile, shapeless=True)
 def _combine(routed: mx.array, weights: mx.array, shared: mx.array) -> mx.array:
     """[B, S, C] of the routed experts' outputs [B, S, topk, C], their weights, and the shared expert's output."""
-    # A product, not a sum: topk may be 1 (see _balanced), and on a CPU long prompts are faster.
+    topk = weights.shape[-1]
+    if topk > _MOST_TERMS or not _runs_kernels():
+        # A product, not a sum: topk may be 1 (see _balanced), and on a CPU long prompts are faster.
+        return _add_product(routed, weights, shared)
+    outputs, shares = mx.split(routed, topk, axis=2), mx.split(weights[..., None], topk, axis=2)
+    return _add_terms([*outputs], [*shares], shared[:, :, None]).squeeze(2)
+
+
+# mx.compile makes one kernel of at most 24 arrays.
+_MOST_TERMS = 10
+
+
+@partial(mx.compile, shapeless=True)
+def _add_product(routed: mx.array, weights: mx.array, shared: mx.array) -> mx.array:
     routed = mx.expand_dims(weights, -2) @ routed.astype(mx.float32)
     return routed.squeeze(-2).astype(shared.dtype) + shared
+
+
+@partial(mx.compile, shapeless=True)
+def _add_terms(outputs: list[mx.array], weights: list[mx.array], shared: mx.array) -> mx.array:
+    routed = reduce(mx.add, (weight * out for weight, out in zip(weights, outputs, strict=True)))
+    return routed.astype(shared.dtype) + shared
+
+
+@partial(mx.compile, shapeless=True)
+def _normalised(weights: mx.array, total: mx.array, scaling: mx.array) -> mx.array:
+    return weights / (total + 1e-20) * scaling
+
+
+@partial(mx.compile, shapeless=True)
+def _biased(scores: mx.array, bias: mx.array) -> mx.array:
+    return -(scores + bias)
 
 
 class Gate(nn.Module):
@@ -882,19 +1283,72 @@ class Gate(nn.Module):
             experts = self.tid2eid[inputs]
         else:
             # The bias has a say in which experts are chosen, not in their weights.
-            biased = scores + self.e_score_correction_bias
-            experts = mx.argpartition(-biased, self.topk - 1, axis=-1)[..., : self.topk]
+            order = _biased(scores, self.e_score_correction_bias)
+            experts = mx.argpartition(order, self.topk - 1, axis=-1)[..., : self.topk]
         weights = mx.take_along_axis(scores, experts, axis=-1)
         # Whatever norm_topk_prob says, as in transformers.
-        weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
-        return experts, weights * self.scaling
+        return experts, _normalised(weights, weights.sum(axis=-1, keepdims=True), mx.array(self.scaling))
+
+
+# Rows of a block: what CUDA's products take at once.
+_BLOCK_ROWS = 64
+
+
+def _needs_blocks() -> bool:
+    """Whether rows of one expert must stand together to be multiplied at once.
+
+    CUDA's gather_qmm reads the weight again for each row: 2,048 tokens of V4-Flash take 20 times as long as in blocks.
+    """
+    return _runs_kernels() and mx.cuda.is_available()
+
+
+class Blocks:
+    """Rows of the same expert side by side, in blocks of _BLOCK_ROWS of which the last of an expert is filled up.
+
+    There are at most N // _BLOCK_ROWS + E blocks for N rows and E experts, however they are routed.
+
+    Args:
+        experts: Of each row, [N].
+        count: How many experts there are, E.
+    """
+
+    def __init__(self, experts: mx.array, count: int):
+        rows, size = len(experts), _BLOCK_ROWS
+        blocks = rows // size + min(count, rows)
+        order = mx.argsort(experts)
+        held = mx.zeros((count,), mx.int32).at[experts].add(1)
+        ends = mx.cumsum(-(-held // size))  # of each expert, in blocks
+        ranks = mx.arange(rows) - (mx.cumsum(held) - held)[experts[order]]
+        # Where each row goes, and which row is where; where none is, the first, whose products nobody reads.
+        places = (ends - -(-held // size))[experts[order]] * size + ranks
+        self.places = mx.zeros((rows,), mx.int32).at[order].add(places)
+        self.rows = mx.zeros((blocks * size,), mx.int32).at[places].add(order.astype(mx.int32))
+        self.experts = mx.minimum((ends[:, None] <= mx.arange(blocks)).sum(axis=0), count - 1)
+
+
+class Experts(SwitchGLU):
+    """Routed experts; for long prompts in blocks where that is faster.
+
+    Blocks take 64 * E rows more than the tokens have themselves: for V4-Flash at 2,048 tokens 29,000 rows of up to
+    4,096 values instead of 12,000.
+    """
+
+    def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
+        """Outputs [B, S, topk, C] for x [B, S, C] and experts [B, S, topk]."""
+        if indices.size < 8 * _BLOCK_ROWS or not _needs_blocks():
+            outputs: mx.array = super().__call__(x, indices)
+            return outputs
+        blocks = Blocks(indices.flatten(), self.gate_proj.weight.shape[0])
+        rows = x.flatten(0, -2)[blocks.rows // indices.shape[-1]].reshape(-1, _BLOCK_ROWS, x.shape[-1])
+        inner = self.activation(self.up_proj(rows, blocks.experts), self.gate_proj(rows, blocks.experts))
+        return self.down_proj(inner, blocks.experts).flatten(0, 1)[blocks.places].reshape(*indices.shape, -1)
 
 
 class MoE(nn.Module):
     def __init__(self, args: ModelArgs, layer_idx: int):
         super().__init__()
         self.gate = Gate(args, layer_idx)
-        self.switch_mlp = SwitchGLU(
+        self.switch_mlp = Experts(
             args.hidden_size,
             args.moe_intermediate_size,
             args.n_routed_experts,
@@ -903,8 +1357,9 @@ class MoE(nn.Module):
         self.shared_experts = MLP(args)
         self.sharding_group: mx.distributed.Group | None = None
 
-    def __call__(self, x: mx.array, inputs: mx.array) -> mx.array:
-        experts, weights = self.gate(x, inputs)
+    def __call__(self, x: mx.array, exact: mx.array, inputs: mx.array) -> mx.array:
+        """[B, S, C] of x [B, S, C], which is `exact` too, in float32, and of the token ids."""
+        experts, weights = self.gate(exact, inputs)
         out = _combine(self.switch_mlp(x, experts), weights, self.shared_experts(x))
         if self.sharding_group is not None:
             out = mx.distributed.all_sum(out, group=self.sharding_group)
@@ -922,12 +1377,10 @@ class DecoderLayer(nn.Module):
         self.ffn = MoE(args, layer_idx)
 
     def __call__(self, streams: mx.array, inputs: mx.array, step: Step, cache: DeepseekV4Cache) -> mx.array:
-        x, post, comb = self.attn_hc(streams)
-        x = self.attn(self.attn_norm(x).astype(step.dtype), step, cache)
-        streams = _expand(x, streams, post, comb)
-        x, post, comb = self.ffn_hc(streams)
-        x = self.ffn(self.ffn_norm(x).astype(step.dtype), inputs)
-        return _expand(x, streams, post, comb)
+        x, exact, post, comb = self.attn_hc(streams, self.attn_norm, step.dtype)
+        streams = _expand(self.attn(x, exact, step, cache), streams, post, comb)
+        x, exact, post, comb = self.ffn_hc(streams, self.ffn_norm, step.dtype)
+        return _expand(self.ffn(x, exact, inputs), streams, post, comb)
 
 
 class DeepseekV4Model(PipelineMixin, nn.Module):
@@ -988,6 +1441,13 @@ class Model(nn.Module):
                 layer_cache.offset *= inputs.shape[0]
         h = self.model(inputs, cache)
         return self.model.embed_tokens.as_linear(h) if self.args.tie_word_embeddings else self.lm_head(h)
+
+    def load_weights(self, file_or_weights: str | list[tuple[str, mx.array]], strict: bool = True) -> "Model":
+        super().load_weights(file_or_weights, strict)
+        for layer in self.layers:
+            layer.attn.join()
+            layer.ffn.shared_experts.join()
+        return self
 
     def own_cache(self, cache: list[Any]) -> list[DeepseekV4Cache]:
         """The same list, changed: what `load_prompt_cache` read has become this model's cache."""
