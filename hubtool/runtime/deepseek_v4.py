@@ -19,7 +19,7 @@ MLX_ENABLE_TF32=0 is in the environment.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, reduce
 from itertools import accumulate, pairwise
@@ -622,7 +622,7 @@ class Stack:
         self.joined: list[mx.array] = []
         self.weights: list[mx.array] = []
 
-    def join(self, layers: list[Linear]) -> None:
+    def join(self, layers: Sequence[Linear]) -> None:
         """Join what the layers hold now, if they can be."""
         first, self.joined = layers[0], []
         if type(first) not in (nn.Linear, nn.QuantizedLinear) or "bias" in first or len(set(map(_form, layers))) > 1:
@@ -634,7 +634,7 @@ class Stack:
         if self.dtype is not None:
             self.joined[1:] = [a if a.dtype == mx.uint8 else a.astype(self.dtype) for a in self.joined[1:]]
 
-    def __call__(self, x: mx.array, layers: list[Linear]) -> mx.array:
+    def __call__(self, x: mx.array, layers: Sequence[Linear]) -> mx.array:
         """Outputs of the layers, side by side."""
         if self.joined and all(layer.weight is mine for layer, mine in zip(layers, self.weights, strict=True)):
             return _product(x, layers[0], self.joined)

@@ -77,20 +77,20 @@ def run_as_c(folder: Path, kernel: runtime.Kernel, inputs: list[mx.array], outpu
         for name, value in values.items()
     )
     made = [np.full(shape, 7, NUMPY[dtype]) for shape, dtype in outputs]
-    arguments, parameters = [], []
+    arguments: list[np.ndarray] = []
+    parameters: list[str] = []
     for name, array in zip(kernel.inputs, inputs, strict=True):
         parameters += [f"const {C_TYPES[array.dtype]}* {name}", f"const int* {name}_shape"]
         arguments += [as_numpy(array), np.array(array.shape, np.int32)]
-    for name, (_, dtype), array in zip(kernel.outputs, outputs, made, strict=True):
-        parameters.append(f"{C_TYPES[dtype]}* {name}")
-        arguments.append(array)
+    parameters += [f"{C_TYPES[dtype]}* {name}" for name, (_, dtype) in zip(kernel.outputs, outputs, strict=True)]
+    arguments += made
     names = ", ".join(parameter.split()[-1] for parameter in parameters)
     source = PROGRAM.format(constants=constants, parameters=", ".join(parameters), names=names, source=kernel.source)
     library = folder / f"{hashlib.sha256(source.encode()).hexdigest()}.so"
     if not library.exists():
         library.with_suffix(".cpp").write_text(source)
-        command = [compiler(), "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-o", library]
-        subprocess.run([*command, library.with_suffix(".cpp")], check=True)
+        command = [compiler(), "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-o", str(library)]
+        subprocess.run([*command, str(library.with_suffix(".cpp"))], check=True)
     ctypes.CDLL(str(library)).launch(rows, *(ctypes.c_void_p(each.ctypes.data) for each in arguments))
     return [
         mx.array(array).view(mx.bfloat16) if dtype == mx.bfloat16 else mx.array(array)
@@ -130,7 +130,8 @@ def random(*shape: int) -> mx.array:
 def test_turned_is_normalised_rotated_and_rounded(dtype: mx.Dtype, normalise: str, kernels: pytest.MonkeyPatch) -> None:
     norm = nn.RMSNorm(24)
     norm.weight = random(24).astype(dtype)
-    how: dict[str, Any] = {"by weight": {"norm": norm}, "to 1": {"eps": 1e-6}, "not": {}}[normalise]
+    ways: dict[str, dict[str, Any]] = {"by weight": {"norm": norm}, "to 1": {"eps": 1e-6}, "not": {}}
+    how = ways[normalise]
     for batch in (1, 2):  # rotations of all sequences, and of each
         x = random(2, 3, 5, 24).astype(dtype)
         rotations = runtime.Rope(8, 10000.0, None, 99)(mx.array([[3, 4, 5], [9, 10, 11]])[:batch], 24)[:, :, None]
