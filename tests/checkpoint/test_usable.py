@@ -4,12 +4,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import numpy as np
 import pytest
 
+from hubtool.checkpoint.metadata import repairs, source_metadata
+from hubtool.checkpoint.source import Checkpoint, LocalSource, Source
 from hubtool.models.chat import choose_template
 from hubtool.models.deepseek_v4_chat import CHAT, forms
 from tests.checkpoints import Tensor, copied, edit_json, edit_tensors, read_tensors
@@ -17,8 +19,9 @@ from tests.fixtures import CommandLine, Samples
 
 
 @pytest.fixture
-def source(sample: Samples, tmp_path: Path) -> Path:
-    """A checkpoint to change."""
+def source(sample: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint to change, beside which rehearsals are kept."""
+    monkeypatch.chdir(tmp_path)
     return copied(sample("mini"), tmp_path / "source")
 
 
@@ -188,6 +191,35 @@ def test_what_is_not_finite_stops_the_conversion_however_it_is_stored(
     refused = hubtool("convert", source, "--recipe", recipe, "--out", tmp_path / "out")
     assert (refused.code, f"{name}: not finite" in refused.stderr) == (1, True), refused.stderr
     assert not (tmp_path / "out" / "hubtool.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("front", "expected"),
+    [
+        ("license: mit\nlanguage: no\n", {"license": "mit", "language": "no"}),
+        ("license: mit\nlanguage: [en, no, zh-Hans]\n", {"license": "mit", "language": ["en", "no"]}),
+        ("license: Apache 2.0\n", {"license": "other", "license_name": "Apache 2.0"}),
+        ("license: other\nlicense_name: 3.10\n", {"license": "other", "license_name": "3.10"}),
+        ("license: mit\nlicense_link: gone.txt\n", {"license": "mit"}),
+    ],
+)
+def test_front_matter_on_the_hub_is_repaired_and_said(
+    front: str, expected: dict[str, object], source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "README.md").write_text(f"---\n{front}---\n")
+    local = LocalSource(source)
+
+    class OnTheHub(Checkpoint):
+        """The same files, which nobody can correct."""
+
+        name, identity, files, shards = "org/odd", local.identity, local.files, local.shards
+        read_file = local.read_file
+
+    remote = cast("Source", OnTheHub())
+    assert source_metadata(remote) == expected
+    said = list(repairs(remote))
+    assert bool(said) == ("gone" not in front)
+    assert all(each.startswith("hub:org/odd: its card has ") for each in said)
 
 
 APRIL, LATER = forms()
