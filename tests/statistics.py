@@ -1,6 +1,6 @@
 """Statistics for tests: random sums for every module that a recipe may quantize."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,14 @@ CALIBRATION = Calibration(
 )
 
 
-def random_statistics(path: Path, model: Model, *, seed: int = 0, without: Collection[str] = ()) -> Path:
+def random_statistics(
+    path: Path,
+    model: Model,
+    *,
+    seed: int = 0,
+    without: Collection[str] = (),
+    costs: Mapping[tuple[str, str], float] = {},
+) -> Path:
     """A file of statistics for every linear of a model but some; gate and up projections share their input."""
     sums: dict[str, Sums] = {}
     for parameter in model.parameters:
@@ -38,5 +45,5 @@ def random_statistics(path: Path, model: Model, *, seed: int = 0, without: Colle
             count[-1] = 0
         squares = np.exp(2 * random.standard_normal((blocks, parameter.shape[-1]))) * count[:, None]
         sums[parameter.module] = Sums(count.astype(np.int64), squares)
-    write_statistics(path, CALIBRATION, sums)
+    write_statistics(path, CALIBRATION, sums, costs)
     return path

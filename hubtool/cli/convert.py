@@ -14,12 +14,13 @@ from hubtool.cli.options import (
     download_options,
     effort_options,
     examples,
+    fit_options,
     recipes_option,
     source_argument,
-    statistics_option,
     with_console,
 )
 from hubtool.errors import UsageError
+from hubtool.plan.budget import Request, plan_all, require_choice
 
 if TYPE_CHECKING:
     from hubtool.convert.convert import Converted
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 )
 @source_argument
 @recipes_option
-@statistics_option
+@fit_options
 @click.option("--out", type=FOLDER, help="The folder to make, or to go on with, for one recipe.")
 @click.option("--out-root", type=FOLDER, help="Where each recipe gets a folder of its name: one pass over the source.")
 @base_model_option
@@ -47,6 +48,7 @@ def command(
     source: str,
     recipes: tuple[str, ...],
     statistics: Path | None,
+    request: Request | None,
     out: Path | None,
     out_root: Path | None,
     base_model: str | None,
@@ -62,8 +64,8 @@ def command(
     from hubtool.checkpoint.open import open_source
     from hubtool.convert.convert import convert_sources
     from hubtool.convert.job import Job
-    from hubtool.plan.plan import plan_source
 
+    require_choice(recipes, request)
     if (out is None) == (out_root is None) or (out and len(recipes) > 1):
         raise UsageError("needs --out for one recipe, or --out-root for several", found=f"{len(recipes)} recipes")
     download_to = out or out_root
@@ -71,7 +73,7 @@ def command(
     with closing(
         open_source(source, base_model, out=download_to, disk_limit=disk_limit, keep_source=keep_source)
     ) as opened:
-        plans = plan_source(opened, recipes, statistics)
+        plans = plan_all(opened, recipes, request, statistics)
         work = [Job(plan, out or Path(out_root or "", plan.recipe.name)) for plan in plans]
         if len({job.folder for job in work}) < len(work):
             raise UsageError("two recipes of one name", where="--recipe", found=", ".join(recipes))

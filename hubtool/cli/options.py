@@ -16,6 +16,8 @@ from hubtool.convert.device import default_jobs
 from hubtool.convert.job import ERROR_ROWS, Effort
 from hubtool.errors import did_you_mean
 from hubtool.hub.rules import is_repo_id
+from hubtool.models import Component
+from hubtool.plan.budget import Request
 from hubtool.plan.recipe import load_recipe, recipe_names
 
 Command = Callable[..., Any]
@@ -128,7 +130,6 @@ recipes_option = click.option(
     "--recipe",
     "recipes",
     multiple=True,
-    required=True,
     callback=check_recipe,
     metavar="NAME|FILE.toml",
     shell_complete=complete_recipes,
@@ -136,11 +137,59 @@ recipes_option = click.option(
 )
 
 
-statistics_option = click.option(
-    "--statistics",
-    type=EXISTING_FILE,
-    help="Fit the scales of affine formats to these statistics, as `hubtool calibrate` writes them.",
-)
+def _parse_floors(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[Component, int]:
+    """Least bits by component, from `router=8`."""
+    floors = {}
+    for value in values:
+        name, _, bits = value.partition("=")
+        try:
+            floors[Component(name.strip())] = int(bits)
+        except ValueError as error:
+            names = ", ".join(Component)
+            raise click.BadParameter(f"{value!r} is not COMPONENT=BITS; components: {names}", context) from error
+    return floors
+
+
+def fit_options(command: Command) -> Command:
+    """Adds --statistics, --fit, --fit-mac, --context and --floor, and hands the command `statistics` and `request`."""
+    options = (
+        click.option(
+            "--statistics",
+            type=EXISTING_FILE,
+            help="Fit the scales of affine formats to these statistics, as `hubtool calibrate` writes them.",
+        ),
+        click.option("--fit", metavar="SIZE|BITS", help="Make a recipe for a budget of weights: 99GB, or 3.8bits."),
+        click.option("--fit-mac", type=click.IntRange(1), metavar="GB", help="Make one for a Mac with so much memory."),
+        click.option(
+            "--context",
+            type=click.IntRange(1),
+            default=32 * 1024,
+            show_default=True,
+            metavar="TOKENS",
+            help="With --fit-mac: tokens whose cache has to fit beside the weights.",
+        ),
+        click.option(
+            "--floor",
+            "floors",
+            multiple=True,
+            callback=_parse_floors,
+            metavar="COMPONENT=BITS",
+            help="With --fit or --fit-mac: least bits of a component, as router=8; may be repeated.",
+        ),
+    )
+
+    @functools.wraps(command)
+    def wrapped(
+        *arguments: Any, fit: str | None, fit_mac: int | None, context: int, floors: dict[Component, int], **values: Any
+    ) -> Any:
+        if fit is not None and fit_mac is not None:
+            raise click.UsageError("--fit and --fit-mac are two budgets: give one.")
+        request = Request(fit, fit_mac, context, floors) if fit or fit_mac else None
+        return command(*arguments, request=request, **values)
+
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def _default_jobs(context: click.Context, parameter: click.Parameter, value: int | None) -> int:

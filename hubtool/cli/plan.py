@@ -14,13 +14,16 @@ from hubtool.cli.console import Console, table
 from hubtool.cli.options import (
     base_model_option,
     examples,
+    fit_options,
     jobs_option,
     recipes_option,
     source_argument,
-    statistics_option,
     with_console,
 )
-from hubtool.plan.plan import Plan, plan_source
+from hubtool.errors import UsageError
+from hubtool.files.whole import write_beside
+from hubtool.plan.budget import Request, plan_all, require_choice
+from hubtool.plan.plan import Plan
 
 
 @click.command(
@@ -28,11 +31,18 @@ from hubtool.plan.plan import Plan, plan_source
     epilog=examples(
         "hubtool plan deepseek-ai/DeepSeek-V4-Flash --recipe mixed_3_6",
         "hubtool plan ./source --recipe mixed_3_6 --recipe native --json",
+        "hubtool plan ./source --fit-mac 128 --statistics statistics.safetensors --write-recipe mine.toml",
     ),
 )
 @source_argument
 @recipes_option
-@statistics_option
+@fit_options
+@click.option(
+    "--write-recipe",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.toml",
+    help="Write the recipe that is planned to a file of your own.",
+)
 @base_model_option
 @jobs_option
 @with_console
@@ -41,6 +51,8 @@ def command(
     source: str,
     recipes: tuple[str, ...],
     statistics: Path | None,
+    request: Request | None,
+    write_recipe: Path | None,
     base_model: str | None,
     jobs: int,
 ) -> None:
@@ -48,13 +60,25 @@ def command(
 
     Only config.json and the headers of the shards are read, on this machine or on the Hub; no weights.
     """
+    require_choice(recipes, request)
     opened = open_source(source, base_model)
-    plans = plan_source(opened, recipes, statistics)
+    plans = plan_all(opened, recipes, request, statistics)
+    if write_recipe is not None:
+        _write_recipe(plans, write_recipe)
     documents = [plan_document(opened, plan, jobs) for plan in plans]
     console.answer(documents if len(documents) > 1 else documents[0], lambda: _text(plans, documents))
     # Headers alone can be planned, and the figures hold; what stops a conversion is said all the same.
     for remark in require_usable(opened):
         console.say(remark)
+
+
+def _write_recipe(plans: Sequence[Plan], path: Path) -> None:
+    if len(plans) > 1:
+        raise UsageError("several recipes for one file", where="--write-recipe", found=len(plans), expected="one")
+    if path.suffix != ".toml" or path.exists():
+        found = "a file that is there" if path.exists() else str(path)
+        raise UsageError("not a new recipe file", where="--write-recipe", found=found, expected="a new name in .toml")
+    write_beside(path, plans[0].recipe.text.encode())
 
 
 def plan_document(source: Source, plan: Plan, jobs: int) -> dict[str, Any]:

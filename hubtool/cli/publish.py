@@ -20,12 +20,13 @@ from hubtool.cli.options import (
     download_options,
     effort_options,
     examples,
-    statistics_option,
+    fit_options,
     with_console,
     yes_option,
 )
 from hubtool.cli.upload import outlook_document, outlook_text, release_document, release_text
 from hubtool.errors import UsageError
+from hubtool.plan.budget import Request, plan_all
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -63,7 +64,7 @@ RELEASE_OPTIONS = frozenset(
     shell_complete=complete_recipes,
     help="How the weights are stored.",
 )
-@statistics_option
+@fit_options
 @destination_options
 @click.option("--out", "folder", type=FOLDER, help="The folder to make.  [default: ./NAME of the repo]")
 @base_model_option
@@ -82,6 +83,7 @@ def command(
     source: str,
     recipe: str | None,
     statistics: Path | None,
+    request: Request | None,
     to: "Destination | None",
     folder: Path | None,
     base_model: str | None,
@@ -111,17 +113,18 @@ def command(
         else:
             _publish_release(hub, Path(source), effort)
         return
-    if recipe is None or to is None:
-        raise UsageError("needs --recipe and --to", where=source, remedy="give both, or a release in a .toml file")
+    if (recipe is None and request is None) or to is None:
+        raise UsageError(
+            "needs --recipe, or --fit, and --to", where=source, remedy="give both, or a release in a .toml file"
+        )
     from hubtool.checkpoint.open import open_source
-    from hubtool.plan.plan import plan_source
     from hubtool.release.publish import check_before
 
     folder = folder or Path(to.repo.rpartition("/")[2])
     console.log_to(folder)
     with closing(open_source(source, base_model, out=folder, disk_limit=disk_limit, keep_source=keep_source)) as opened:
         check_before(opened, to.repo, console)
-        (plan,) = plan_source(opened, [recipe], statistics)
+        (plan,) = plan_all(opened, [recipe] if recipe else [], request, statistics)
         run = _Run(hub, opened, plan, folder, to, effort, sign_key)
         if stream and sign_key:
             raise UsageError("a streamed folder cannot be signed: its shards never lie here", where="--sign")
