@@ -2,9 +2,7 @@
 
 import os
 import shlex
-import signal
 import sys
-from types import FrameType
 
 import click
 from click.shell_completion import shell_complete
@@ -28,9 +26,8 @@ def cli() -> None:
     """Publish quantized models on the Hugging Face Hub: planned, converted, measured, verified."""
 
 
-def main() -> None:
-    """Run the command line: 0 done, 1 failed or problems found, 2 usage, 75 memory guard, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _interrupt)
+def main() -> int:
+    """The exit code: 0 done, 1 failed or problems found, 2 usage, 75 memory guard, 130 interrupted."""
     try:
         asked = os.environ.get(COMPLETE_VARIABLE)
         code = complete(asked) if asked else run(sys.argv[1:])
@@ -39,7 +36,7 @@ def main() -> None:
         # Whoever read the answer has seen enough; nothing is left that could be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = HubtoolError.exit_code
-    sys.exit(code)
+    return code
 
 
 def complete(asked: str) -> int:
@@ -93,7 +90,3 @@ def _explain(error: ImportError, console: Console) -> int:
         console.error(str(missing))
         return missing.exit_code
     raise error
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -5,7 +5,9 @@ computes the SHA-256 of what it sends; one that is handed to it is not checked, 
 """
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,9 +41,13 @@ def send_file(hub: PatientHub, repo: str, revision: str, path: Path, reach: Reac
         TransferError: It did not get through.
         HubError: The Hub gives no token for it.
     """
-    with _upload(hub, repo, revision, reach) as upload:
-        handle = upload.start_upload_file(str(path), sha256=hf_xet().COMPUTE_SHA256)
-    return _blob(handle.result())
+
+    def send() -> Blob:
+        with _upload(hub, repo, revision, reach) as upload:
+            handle = upload.start_upload_file(str(path), sha256=hf_xet().COMPUTE_SHA256)
+        return _blob(handle.result())
+
+    return _beside(send)
 
 
 def send_stream(hub: PatientHub, repo: str, revision: str, chunks: Iterable[bytes]) -> Blob:
@@ -51,14 +57,39 @@ def send_stream(hub: PatientHub, repo: str, revision: str, chunks: Iterable[byte
         TransferError: It did not get through.
         HubError: The Hub gives no token for it.
     """
-    with _upload(hub, repo, revision, lambda done: None) as upload:
-        stream = upload.start_upload_stream(sha256=hf_xet().COMPUTE_SHA256)
-        for chunk in chunks:
+
+    def send() -> Blob:
+        with _upload(hub, repo, revision, lambda done: None) as upload:
+            stream = upload.start_upload_stream(sha256=hf_xet().COMPUTE_SHA256)
+            for chunk in chunks:
+                with _broken_off():
+                    stream.write(chunk)
             with _broken_off():
-                stream.write(chunk)
-        with _broken_off():
-            info = stream.finish()
-    return _blob(info)
+                info = stream.finish()
+        return _blob(info)
+
+    return _beside(send)
+
+
+def _beside(send: Callable[[], Blob]) -> Blob:
+    """What `send` comes to in a thread beside this one, which an interrupt then finds waiting here.
+
+    It would be lost in hf_xet's call of the progress callback: Rust has nobody to hand a KeyboardInterrupt to.
+    """
+    sent: Future[Blob] = Future()
+
+    def run() -> None:
+        try:
+            sent.set_result(send())
+        except BaseException as error:  # noqa: BLE001  handed on to who waits
+            sent.set_exception(error)
+
+    threading.Thread(target=run, name="hubtool-xet", daemon=True).start()
+    try:
+        return sent.result()
+    except KeyboardInterrupt:
+        abort_xet_session()
+        raise
 
 
 @contextmanager
@@ -68,27 +99,23 @@ def _upload(hub: PatientHub, repo: str, revision: str, reach: Reach) -> Iterator
     # Asked here, where it is known what may be repeated: hf_xet repeats for minutes without a word.
     token = hub.ask("GET", address, repo)
     sent = dict(auth_headers(hub.api))
+    with _broken_off():
+        upload = get_xet_session().new_upload_commit(
+            endpoint=token["casUrl"],
+            token=token["accessToken"],
+            token_expiry_unix_secs=token["exp"],
+            token_refresh_url=f"{hub.api.endpoint}{address}",
+            token_refresh_headers=sent,
+            custom_headers=xet_headers_without_auth(sent),
+            progress_callback=lambda report, items: reach(report.total_bytes_completed),
+        )
     try:
-        with _broken_off():
-            upload = get_xet_session().new_upload_commit(
-                endpoint=token["casUrl"],
-                token=token["accessToken"],
-                token_expiry_unix_secs=token["exp"],
-                token_refresh_url=f"{hub.api.endpoint}{address}",
-                token_refresh_headers=sent,
-                custom_headers=xet_headers_without_auth(sent),
-                progress_callback=lambda report, items: reach(report.total_bytes_completed),
-            )
-        try:
-            yield upload
-        except BaseException:
-            upload.abort()
-            raise
-        with _broken_off():
-            upload.wait_to_finish()
-    except KeyboardInterrupt:
-        abort_xet_session()
+        yield upload
+    except BaseException:
+        upload.abort()
         raise
+    with _broken_off():
+        upload.wait_to_finish()
 
 
 @contextmanager
