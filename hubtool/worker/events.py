@@ -9,13 +9,44 @@ PROMPT_TOKENS = 7
 tokens may depend on how many experts there are, and a streamed run has only the chosen ones."""
 
 
-class Task(msgspec.Struct, frozen=True):
+class Task(msgspec.Struct, frozen=True, tag="task"):
     """What a child is to do: climb a rung, or say what MLX runs on."""
 
     what: Literal["device", "load", "smoke", "smoke-streamed"]
     folder: str
     tokens: int = 0
     trust_remote_code: bool = False
+
+
+class CompareTask(msgspec.Struct, frozen=True, tag="compare"):
+    """A child is to say how far the predictions of variants are from their source's.
+
+    Attributes:
+        source: A folder, or `org/name[@revision]` on the Hub.
+        folders: Of the variants, likewise.
+        text: A local file.
+        tokens: How many of its tokens are read.
+        context: Tokens of a window.
+        together: Windows that go through a layer together.
+        state: A folder for what a later run goes on from.
+        keep_nbytes: Memory for what layers return; the rest of it goes into files.
+        floor: Whether the source is held against itself in bfloat16.
+        reference: Where to write the source's distributions in llama.cpp's format, if anywhere.
+    """
+
+    source: str
+    folders: list[str]
+    text: str
+    tokens: int
+    context: int
+    together: int
+    state: str
+    keep_nbytes: int
+    floor: bool = True
+    reference: str | None = None
+
+
+AnyTask = Task | CompareTask
 
 
 class Device(msgspec.Struct, frozen=True, tag="device"):
@@ -50,6 +81,38 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     read_per_token_nbytes: int | None = None
 
 
+class Compares(msgspec.Struct, frozen=True, tag="compares"):
+    """The text is tokens now: so many windows, positions that are scored, and a hash of them."""
+
+    windows: int
+    scored: int
+    stream_sha256: str
+
+
+class LayerDone(msgspec.Struct, frozen=True, tag="layer"):
+    """So many layers of all are done, and so many bytes of weights were read in this run."""
+
+    number: int
+    layers: int
+    read_nbytes: int
+
+
+class Compared(msgspec.Struct, frozen=True, tag="compared"):
+    """How far lanes are from the source, by their names: `floor`, `variant0` and so on.
+
+    Attributes:
+        figures: By name.
+        buckets: Mean divergence by position in the window: the first, the one behind the last, nats.
+        experts: By layer, the share of the routed experts that were chosen as by the source.
+        read_nbytes: Of weights, in the run that came to the end.
+    """
+
+    figures: dict[str, dict[str, float | None]]
+    buckets: dict[str, tuple[tuple[int, int, float], ...]]
+    experts: dict[str, tuple[tuple[int, float], ...]]
+    read_nbytes: int
+
+
 class Peak(msgspec.Struct, frozen=True, tag="peak"):
     """The most memory that the process ever had, as the system knows; said last."""
 
@@ -62,4 +125,4 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     detail: str
 
 
-Event = Device | Loaded | Token | Done | Peak | Failed
+Event = Device | Loaded | Token | Done | Compares | LayerDone | Compared | Peak | Failed

@@ -67,11 +67,14 @@ class Keep:
         return arrays
 
     def drop(self, key: str) -> None:
-        """Let go of a key, if it is there."""
+        """Let go of a key, if it is there, and of the file that was made of it."""
+        self.release(key)
+        self._path(key).unlink(missing_ok=True)
+
+    def release(self, key: str) -> None:
+        """Let go of what memory holds of a key; the file that was made of it stays."""
         if key in self._held:
             self._budget.give(sum(array.nbytes for array in self._held.pop(key)))
-        else:
-            self._path(key).unlink(missing_ok=True)
 
     def persist(self, keys: Sequence[str]) -> None:
         """Make files of these, so that another process finds them."""

@@ -104,32 +104,29 @@ class LayerRun:
             chosen: dict[str, npt.NDArray[np.int32]] = {}
             for reader in self.readers:
                 chosen |= reader.forward.advance(layer, reader.lanes, self.batches, self.room)
+                for key in self._keys(layer - 1, [reader]):
+                    # What the journal says is done must be there for the next run.
+                    (self.room.keep.release if layer - 1 == self.done else self.room.keep.drop)(key)
             on_layer(layer, chosen)
             last = layer == self.layers - 1
             if last or time.monotonic() - kept > KEEP_SECONDS:
                 self.keep(layer)
                 kept = time.monotonic()
-            elif self.done < layer - 1:
-                self._drop(layer - 1)
 
     def keep(self, layer: int) -> None:
         """Bring what a layer returned to files, and say in the journal that it is done."""
-        self.room.keep.persist(self._keys(layer))
+        self.room.keep.persist(self._keys(layer, self.readers))
         write_beside(self._folder / JOURNAL_FILE, msgspec.json.encode(_Journal(self._identity, layer)))
-        for before in {self.done, layer - 1} - {layer, -1}:
-            self._drop(before)
+        for key in self._keys(self.done, self.readers):
+            self.room.keep.drop(key)
         self.done = layer
 
     def close(self) -> None:
         """Remove the journal and all that is kept: nothing will go on from here."""
         shutil.rmtree(self._folder)
 
-    def _drop(self, layer: int) -> None:
-        for key in self._keys(layer):
-            self.room.keep.drop(key)
-
-    def _keys(self, layer: int) -> list[str]:
-        lanes = [lane for reader in self.readers for lane in reader.lanes]
+    def _keys(self, layer: int, readers: Sequence[Reader]) -> list[str]:
+        lanes = [lane for reader in readers for lane in reader.lanes]
         return [lane.key(layer, batch) for lane in lanes for batch in range(len(self.batches))]
 
     def _read_journal(self) -> int:

@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
-from hubtool.worker.events import PROMPT_TOKENS, Device, Done, Event, Failed, Loaded, Peak, Task, Token
+from hubtool.worker.events import (
+    PROMPT_TOKENS,
+    AnyTask,
+    CompareTask,
+    Device,
+    Done,
+    Event,
+    Failed,
+    Loaded,
+    Peak,
+    Task,
+    Token,
+)
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -47,9 +59,13 @@ def main() -> None:
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     reporter = Reporter()
     sys.excepthook = reporter.explain
-    task = msgspec.json.decode(sys.argv[1], type=Task)
+    task = msgspec.json.decode(sys.argv[1], type=AnyTask)
     _tell_device(task, reporter)
-    if task.what in _TASKS:
+    if isinstance(task, CompareTask):
+        from hubtool.worker.quality import compare
+
+        compare(task, reporter.tell)
+    elif task.what in _TASKS:
         _TASKS[task.what](task, reporter)
     if (nbytes := high_water_nbytes()) is not None:
         reporter.tell(Peak(nbytes))
@@ -73,13 +89,13 @@ def _end_with_stdin() -> None:
     os._exit(1)
 
 
-def _tell_device(task: Task, reporter: Reporter) -> None:
+def _tell_device(task: AnyTask, reporter: Reporter) -> None:
     from hubtool.convert.device import require_backend
 
     backend = require_backend()
     import mlx.core as mx
 
-    if task.what in _TASKS:
+    if isinstance(task, CompareTask) or task.what in _TASKS:
         import mlx_lm  # noqa: F401  # its own failure must come before the device is told
 
     recommended = mx.device_info().get("max_recommended_working_set_size")
