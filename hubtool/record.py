@@ -29,8 +29,8 @@ DERIVED_FILES = (RECORD_FILE, CARD_FILE, PROVENANCE_FILE, TEST_RESULT_FILE, SIGN
 CARRIED_KEYS = ("license", "license_name", "license_link", "language")
 """What the source's card says that the new card may say too. Never its evaluation results, gating or new_version."""
 
-Rung = Literal["integrity", "load", "smoke", "smoke-streamed"]
-RUNGS: tuple[Rung, ...] = ("integrity", "load", "smoke", "smoke-streamed")
+Rung = Literal["integrity", "load", "smoke", "smoke-streamed", "quality"]
+RUNGS: tuple[Rung, ...] = ("integrity", "load", "smoke", "smoke-streamed", "quality")
 """The ladder of validation, cheapest first."""
 
 Outcome = Literal["passed", "failed", "refused_preflight", "aborted_by_guard", "not_run"]
@@ -184,7 +184,7 @@ class WeightErrorRecord(_Strict, frozen=True):
 
 
 class TextRecord(_Strict, frozen=True):
-    """A text that the model read while it was calibrated.
+    """A text that a model read.
 
     Attributes:
         name: The file's name, or `org/name: file` of a dataset on the Hub.
@@ -269,11 +269,81 @@ class MachineRecord(_Strict, frozen=True):
     system: str
 
 
+class DistanceRecord(_Strict, frozen=True):
+    """How far predictions are from the source's: its next-token distributions p, and q that are compared with them.
+
+    Attributes:
+        kl_mean: Kullback-Leibler divergence of q from p in nats, mean over positions; those below likewise.
+        kl_stderr: Standard error of the mean, over windows; None for a single window.
+        kl_median: Half of the positions have less.
+        kl_p99: 99 % have less.
+        kl_p999: 99.9 % have less.
+        kl_max: The largest.
+        top1: Share of positions whose likeliest token is the same.
+        delta_p_mean: q less p of the token that follows, mean.
+        delta_p_rms: The same, root of the mean square.
+        ppl: Perplexity of q.
+        ppl_source: Perplexity of p.
+        ln_ppl_ratio: Logarithm of their ratio.
+        by_position: Mean divergence by position in the window: the first, the one behind the last, nats.
+        experts: By layer, the share of routed experts that were chosen as by the source; empty without any.
+    """
+
+    kl_mean: float
+    kl_stderr: float | None
+    kl_median: float
+    kl_p99: float
+    kl_p999: float
+    kl_max: float
+    top1: float
+    delta_p_mean: float
+    delta_p_rms: float
+    ppl: float
+    ppl_source: float
+    ln_ppl_ratio: float
+    by_position: tuple[tuple[int, int, float], ...] = ()
+    experts: tuple[tuple[int, float], ...] = ()
+
+
+class ComparedRecord(_Strict, frozen=True):
+    """Another variant that was measured in the same run."""
+
+    recipe: str
+    repo: str | None
+    nbytes: NBytes
+    effective_bits: float
+    distance: DistanceRecord
+
+
+class QualityRecord(_Strict, frozen=True):
+    """How far a variant's predictions are from its source's.
+
+    Attributes:
+        text: On what.
+        stream_sha256: SHA-256 of the token ids that were read, as little-endian int32, window after window.
+        tokens: Positions that were scored.
+        windows: Of how many windows.
+        context: Tokens of a window, the second half of which is scored.
+        distance: The variant's.
+        floor: The source's from itself, computed in bfloat16: what no variant can be told from.
+        others: Other variants, measured in the same run.
+    """
+
+    text: TextRecord
+    stream_sha256: SHA256
+    tokens: int
+    windows: int
+    context: int
+    distance: DistanceRecord
+    floor: DistanceRecord | None
+    others: tuple[ComparedRecord, ...] = ()
+
+
 class Evidence(_Strict, frozen=True):
     """The outcome of one validation.
 
     Attributes:
-        check: What was checked, `integrity`, `load`, `smoke`, `smoke-streamed`.
+        check: What was checked, `integrity`, `load`, `smoke`, `smoke-streamed`, `quality`.
         outcome: How it ended.
         detail: A sentence.
         figures: Numbers by name with the unit in the name.
@@ -284,6 +354,7 @@ class Evidence(_Strict, frozen=True):
         seconds: How long it took.
         subject: Digest of the files that were checked: see `Record.subject`.
         kind: Measured by hubtool, or stated by the publisher.
+        quality: What `quality` found.
     """
 
     check: str
@@ -297,6 +368,7 @@ class Evidence(_Strict, frozen=True):
     seconds: float
     subject: SHA256
     kind: EvidenceKind = "measured"
+    quality: QualityRecord | msgspec.UnsetType = msgspec.UNSET
 
 
 class SiblingRecord(_Strict, frozen=True):

@@ -17,7 +17,7 @@ from hubtool.files.formats import decode_line
 from hubtool.guard.guard import GuardReport, Limits, run_guarded
 from hubtool.record import Outcome
 from hubtool.validate.finding import Finding
-from hubtool.worker.events import Device, Event, Failed, Peak, Task, Token
+from hubtool.worker.events import AnyTask, Device, Event, Failed, Peak, Task, Token
 
 LIBRARIES = ("mlx", "mlx-lm", "transformers")
 """Whose versions belong to what a child finds."""
@@ -59,8 +59,10 @@ class Ran:
         return figures
 
 
-def run_task(task: Task, limits: Limits, on_event: Callable[[Event], None] = lambda event: None) -> Ran:
-    """Do a task in a guarded child process, offline and without the person's tokens."""
+def run_task(
+    task: AnyTask, limits: Limits, on_event: Callable[[Event], None] = lambda event: None, *, online: bool = False
+) -> Ran:
+    """Do a task in a guarded child process, offline and without the person's tokens unless it reads from the Hub."""
     events: list[Event] = []
     decoder = msgspec.json.Decoder(Event)
 
@@ -74,23 +76,25 @@ def run_task(task: Task, limits: Limits, on_event: Callable[[Event], None] = lam
     # -P: a file that lies in the working directory must not be taken for a library.
     command = [sys.executable, "-P", "-m", "hubtool.worker.worker", msgspec.json.encode(task).decode()]
     with tempfile.TemporaryDirectory(prefix="hubtool-") as home:
-        report = run_guarded(command, limits, environment=_environment(home), on_line=take)
+        report = run_guarded(command, limits, environment=_environment(home, online=online), on_line=take)
     return Ran(report, tuple(events))
 
 
-def _environment(home: str) -> dict[str, str]:
+def _environment(home: str, *, online: bool) -> dict[str, str]:
     package_root = str(Path(hubtool.__file__).parent.parent)
-    kept = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    kept = {name: value for name, value in os.environ.items() if online or name not in SECRETS}
     path = os.pathsep.join(filter(None, [kept.get("PYTHONPATH"), package_root]))
-    return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": home, "TOKENIZERS_PARALLELISM": "false"}
+    alone = {} if online else {"HF_HUB_OFFLINE": "1", "HF_HOME": home}
+    # The worker shares products among the cores itself: BLAS's own threads wait for each other by spinning.
+    return {**kept, **alone, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def judge(ran: Ran, task: Task) -> Finding | None:
+def judge(ran: Ran, task: AnyTask) -> Finding | None:
     """What went wrong with a task, or None if it ended by itself and well."""
     report, failure = ran.report, ran.last(Failed)
     figures = ran.figures()
     made = max((event.number for event in ran.events if isinstance(event, Token)), default=0)
-    if task.tokens:
+    if isinstance(task, Task) and task.tokens:
         figures = {"tokens": made, **figures}
     if report.reason:
         return Finding("aborted_by_guard", report.explanation(), figures)

@@ -4,16 +4,19 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hubtool.record import Outcome
+import msgspec
+
+from hubtool.record import Outcome, QualityRecord
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A rung's outcome, a sentence on it, and figures by name with the unit in the name."""
+    """A rung's outcome, a sentence on it, figures by name with the unit in the name, and what `quality` measured."""
 
     outcome: Outcome
     detail: str
     figures: dict[str, int | float | str] = field(default_factory=dict)
+    quality: QualityRecord | msgspec.UnsetType = msgspec.UNSET
 
 
 _PATH = re.compile(

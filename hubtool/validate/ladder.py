@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from hubtool.checkpoint.source import CONFIG_FILE
 from hubtool.files.formats import parse_object
@@ -21,6 +23,7 @@ from hubtool.validate.finding import Finding, without_paths
 from hubtool.validate.integrity import check_integrity
 from hubtool.validate.load import check_load
 from hubtool.validate.needs import Needs, needs_of_folder
+from hubtool.validate.quality import Measure, measure_quality
 from hubtool.validate.smoke import check_resident, check_streamed, compare_tokens, refuse
 from hubtool.validate.stamps import describe_touched, find_touched, is_unchanged
 from hubtool.worker.events import Event, Task, Token
@@ -46,6 +49,7 @@ class Request:
         tokens: How many are generated.
         force: Begin a generation although the preflight says that there is no room for it.
         trust_remote_code: Run model code that is not hubtool's own.
+        quality: What predictions are held against; None leaves that rung out.
     """
 
     limits: Limits
@@ -53,11 +57,13 @@ class Request:
     tokens: int = DEFAULT_TOKENS
     force: bool = False
     trust_remote_code: bool = False
+    quality: Measure | None = None
 
     @property
     def command(self) -> str:
         """The command line that asks for this, without the folder's path."""
         words = ["hubtool validate", *(f"--{_OPTIONS[rung]}" for rung in RUNGS if rung in self.named)]
+        words += [self.quality.options] if self.quality else []
         if self.tokens != DEFAULT_TOKENS:
             words.append(f"--tokens {self.tokens}")
         words.append(f"--memory-limit {self.limits.memory_nbytes / GB:.6g}GB")
@@ -76,7 +82,13 @@ class Request:
             yield f"--grace {limits.grace:g}"
 
 
-_OPTIONS: dict[Rung, str] = {"integrity": "integrity", "load": "load", "smoke": "smoke", "smoke-streamed": "streamed"}
+_OPTIONS: dict[Rung, str] = {
+    "integrity": "integrity",
+    "load": "load",
+    "smoke": "smoke",
+    "smoke-streamed": "streamed",
+    "quality": "quality",
+}
 
 
 def validate(folder: Path, record: Record, request: Request, watch: Watch) -> Iterator[Evidence]:
@@ -93,7 +105,8 @@ def validate(folder: Path, record: Record, request: Request, watch: Watch) -> It
         watch: Sees a stage a rung.
     """
     climb = _Climb(folder, record, request, watch)
-    wanted = [rung for rung in RUNGS if not request.named or rung in request.named]
+    asked = request.named or {rung for rung in RUNGS if rung != "quality" or request.quality}
+    wanted = [rung for rung in RUNGS if rung in asked]
     if "integrity" in wanted or not is_unchanged(folder, record):
         evidence = climb.integrity()
         yield evidence
@@ -146,8 +159,11 @@ class _Climb:
     def rung(self, rung: Rung) -> Evidence:
         """One of the others."""
         started, begun = _now(), time.monotonic()
-        with self._watch.stage(rung) as advance:
-            finding = self._find(rung, lambda event: _show(event, advance))
+        if rung == "quality":
+            finding = self._measure()
+        else:
+            with self._watch.stage(rung) as advance:
+                finding = self._find(rung, lambda event: _show(event, advance))
         if finding.outcome in ("passed", "failed"):
             finding = self._unless_touched(finding)
         return self._make(rung, finding, started, time.monotonic() - begun, LIBRARIES)
@@ -171,6 +187,7 @@ class _Climb:
         if not (request.trust_remote_code or trusts(self._folder, self._config)):
             return Finding("refused_preflight", f"{self._config['model_file']} is not hubtool's own model code")
         assert rung != "integrity", rung
+        assert rung != "quality", rung
         folder = str(self._folder.resolve())
         task = Task(rung, folder, 0 if rung == "load" else request.tokens, trust_remote_code=True)
         if not request.force and (refusal := refuse(task, self._needs, request.limits)):
@@ -185,6 +202,17 @@ class _Climb:
         if rung == "smoke" and digest is None:
             return finding  # it stands by itself: a streamed run is what needs one to be held against
         return compare_tokens(finding, _HOW[other], digest)
+
+    def _measure(self) -> Finding:
+        """The fifth rung."""
+        if not (self._request.trust_remote_code or trusts(self._folder, self._config)):
+            return Finding("refused_preflight", f"{self._config['model_file']} is not hubtool's own model code")
+        if self._request.quality is None:
+            return Finding("not_run", "it is not known what source and text the predictions are to be held against")
+        measured = measure_quality(
+            replace(self._request.quality, folders=(str(self._folder),), limits=self._request.limits), self._watch
+        )
+        return replace(measured.finding, quality=next(iter(measured.qualities), msgspec.UNSET))
 
     def _digest_of(self, rung: Rung) -> str | None:
         """What the tokens of a generation were, by the same libraries on this machine and as many."""
@@ -210,6 +238,7 @@ class _Climb:
             started=started,
             seconds=round(seconds, 3),
             subject=self._subject,
+            quality=finding.quality,
         )
         self._evidence.append(evidence)
         return evidence

@@ -9,6 +9,10 @@ PROMPT_TOKENS = 7
 tokens may depend on how many experts there are, and a streamed run has only the chosen ones."""
 
 
+PUBLISHED = "bf16"
+"""The recipe that quantizes nothing: FP4 and FP8 are decoded to bfloat16, which is exact, the rest is as published."""
+
+
 class Task(msgspec.Struct, frozen=True, tag="task"):
     """What a child is to do: climb a rung, or say what MLX runs on."""
 

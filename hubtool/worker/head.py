@@ -37,7 +37,7 @@ class Scored:
     @property
     def first(self) -> int:
         """Position in its window of the first that counts."""
-        return self.windows.shape[1] // 2
+        return int(self.windows.shape[1]) // 2
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -3,11 +3,9 @@
 from hubtool.checkpoint.source import LocalSource, Source
 from hubtool.plan.plan import plan_source
 from hubtool.worker.build import build_model
+from hubtool.worker.events import PUBLISHED
 from hubtool.worker.forward import Forward, Observe
 from hubtool.worker.tensors import PlannedTensors, StoredTensors, Tensors
-
-PUBLISHED = "bf16"
-"""The recipe that quantizes nothing: FP4 and FP8 are decoded to bfloat16, which is exact, the rest is as published."""
 
 
 def open_published(source: Source, observe: Observe | None = None) -> Forward:

@@ -1,0 +1,72 @@
+"""Several folders measured in one run, and the evidence of it in each of their records."""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from hubtool.card.documents import add_evidence
+from hubtool.errors import VerificationError
+from hubtool.guard.machine import this_machine, versions
+from hubtool.progress import Watch
+from hubtool.record import Evidence, Record, read_record
+from hubtool.validate.child import LIBRARIES
+from hubtool.validate.finding import without_paths
+from hubtool.validate.ladder import Request, validate
+from hubtool.validate.quality import Measure, Measured, measure_quality
+from hubtool.validate.stamps import describe_touched, find_touched, is_unchanged
+
+
+def measure_folders(measure: Measure, watch: Watch) -> tuple[Measured, Sequence[Evidence]]:
+    """What a run found, and the evidence that was added to the records of those folders that have one here.
+
+    The files are held against their record first, where that was not done before, as for every rung.
+
+    Raises:
+        VerificationError: A folder's files are not those of its record.
+        UsageError, SourceError, HubError: See `measure_quality`.
+    """
+    records = {folder: record for name in measure.folders if (record := read_record(folder := Path(name)))}
+    for folder, record in records.items():
+        _require_intact(folder, record, measure, watch)
+    started, begun = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    measured = measure_quality(measure, watch)
+    evidence = []
+    qualities = dict(zip(map(Path, measure.folders), measured.qualities, strict=False))
+    for folder, record in records.items():
+        if touched := find_touched(folder, record):
+            watch.say(f"{folder}: not recorded: {describe_touched(touched)} while it ran")
+            continue
+        each = Evidence(
+            check="quality",
+            outcome=measured.finding.outcome,
+            detail=without_paths(measured.finding.detail, str(folder)),
+            figures=measured.finding.figures,
+            machine=this_machine(),
+            versions=versions(LIBRARIES),
+            command=measure.command,
+            started=started,
+            seconds=round(time.monotonic() - begun, 3),
+            subject=record.subject,
+            quality=qualities.get(folder, msgspec.UNSET),
+        )
+        add_evidence(folder, [each], wait=True)
+        evidence.append(each)
+    return measured, evidence
+
+
+def _require_intact(folder: Path, record: Record, measure: Measure, watch: Watch) -> None:
+    """Hold a folder's files against its record, unless that was done and none was touched since."""
+    if is_unchanged(folder, record):
+        return
+    for each in validate(folder, record, Request(measure.limits, frozenset(["integrity"])), watch):
+        add_evidence(folder, [each], wait=True)
+        if each.outcome != "passed":
+            raise VerificationError(
+                "the files are not those of the record",
+                where=folder,
+                found=each.detail,
+                remedy="convert again, or measure a folder whose files are whole",
+            )
