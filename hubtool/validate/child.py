@@ -25,6 +25,17 @@ LIBRARIES = ("mlx", "mlx-lm", "transformers")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_TOKEN_PATH")
 """Environment variables that a model's code has no use for."""
 
+_TUNING = {
+    "TOKENIZERS_PARALLELISM": "false",
+    # The worker shares products among the cores itself: BLAS's own threads wait for each other by spinning.
+    "OPENBLAS_NUM_THREADS": "1",
+    # glibc otherwise keeps what was let go of: a third of a process that reads layer after layer.
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "MALLOC_TRIM_THRESHOLD_": "1048576",
+}
+"""Of the environment of a child."""
+
 EventType = TypeVar("EventType")
 
 
@@ -85,8 +96,7 @@ def _environment(home: str, *, online: bool) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if online or name not in SECRETS}
     path = os.pathsep.join(filter(None, [kept.get("PYTHONPATH"), package_root]))
     alone = {} if online else {"HF_HUB_OFFLINE": "1", "HF_HOME": home}
-    # The worker shares products among the cores itself: BLAS's own threads wait for each other by spinning.
-    return {**kept, **alone, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
+    return {**kept, **alone, **_TUNING, "PYTHONPATH": path}
 
 
 def judge(ran: Ran, task: AnyTask) -> Finding | None:

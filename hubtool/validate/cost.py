@@ -24,7 +24,7 @@ FLOAT_NBYTES = 4
 WIDEST_COPIES = 6
 """How many activations as wide as the widest of a layer there are at a time, about."""
 
-STATE_COPIES = 6
+STATE_COPIES = 10
 """The same of what a layer returns."""
 
 TOGETHER = 4096
