@@ -22,7 +22,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
     "Stage by stage": {
         "convert": "Convert a checkpoint into a folder that is ready to publish.",
         "validate": "Check a finished folder step by step, and record the evidence.",
-        "quality": "Measure how far the predictions of finished folders are from their source's.",
+        "quality": "Measure how far predictions are from the source's.",
         "evidence": "List what validations found, or add what you did elsewhere.",
         "card": "Write, check, compare, preview or push a model card.",
         "upload": "Publish a finished folder in one commit.",

@@ -16,17 +16,17 @@ from hubtool.record import DistanceRecord
 from hubtool.validate.ladder import default_limit
 from hubtool.validate.measure import measure_folders
 from hubtool.validate.quality import DEFAULT_CONTEXT, DEFAULT_TOKENS, Measure, Measured
-from hubtool.validate.text import open_text
+from hubtool.validate.text import TEXTS_DIR, open_text
 
 
 @click.command(
     "quality",
     epilog=examples(
-        "hubtool quality ./V4-mixed_3_6 --against deepseek-ai/DeepSeek-V4-Flash --text wiki.test.raw",
-        "hubtool quality ./V4-* --against ./V4 --text chats.jsonl --tokens 131072 --memory-limit 24GB",
+        "hubtool quality ./V4-mixed_3_6 --against ./V4 --text wiki.test.raw",
+        "hubtool quality ./V4-* --against ./V4 --text chats.jsonl --tokens 131072",
     ),
 )
-@click.argument("folders", nargs=-1, required=True, metavar="FOLDER|ORG/NAME[@REVISION]...")
+@click.argument("folders", nargs=-1, required=True, metavar="FOLDERS|ORG/NAME[@REVISION]")
 @click.option("--against", "source", required=True, metavar="FOLDER|ORG/NAME[@REVISION]", help="The source.")
 @click.option("--text", required=True, metavar="FILE|hf://datasets/ORG/NAME[@REVISION]/FILE", help="A .txt or .jsonl.")
 @click.option(
@@ -62,7 +62,7 @@ def command(
     reference: Path | None,
     trust_remote_code: bool,
 ) -> int:
-    """Measure how far the predictions of finished folders are from their source's.
+    """Measure how far predictions are from the source's.
 
     Source and folders run side by side over the same text, one layer of one of them in memory at a time. What is found
     goes into the records of local folders and onto their cards. Ended in whatever way, the same command goes on.
@@ -72,7 +72,7 @@ def command(
     measure = Measure(
         source=source,
         folders=folders,
-        text=open_text(text, state / STATE_DIR / "texts"),
+        text=open_text(text, state / STATE_DIR / TEXTS_DIR),
         tokens=tokens,
         context=context,
         limits=Limits(memory_limit or default_limit()),

@@ -13,10 +13,14 @@ from hubtool.cli.evidence import evidence_text
 from hubtool.cli.options import FOLDER, examples, parse_size, with_console
 from hubtool.errors import GuardError
 from hubtool.files.lock import locked
+from hubtool.files.whole import STATE_DIR
 from hubtool.guard.guard import Limits
 from hubtool.progress import Advance
 from hubtool.record import RUNGS, Evidence, require_record
 from hubtool.validate.ladder import Request, default_limit, validate
+from hubtool.validate.quality import DEFAULT_TOKENS as TEXT_TOKENS
+from hubtool.validate.quality import Measure
+from hubtool.validate.text import TEXTS_DIR, open_text
 
 
 @click.command(
@@ -30,6 +34,10 @@ from hubtool.validate.ladder import Request, default_limit, validate
 @click.option("--load", is_flag=True, help="Stock mlx-lm loads it, lazily and strictly.")
 @click.option("--smoke", is_flag=True, help="Generate with all weights in memory.")
 @click.option("--streamed", is_flag=True, help="Generate with one layer's weights in memory at a time.")
+@click.option("--quality", is_flag=True, help="Hold predictions against those of --against, on --text.")
+@click.option("--against", "source", metavar="FOLDER|ORG/NAME[@REVISION]", help="The source, for --quality.")
+@click.option("--text", metavar="FILE|hf://datasets/ORG/NAME[@REVISION]/FILE", help="A .txt or .jsonl, for --quality.")
+@click.option("--text-tokens", type=click.IntRange(2), default=TEXT_TOKENS, show_default=True, help="Read of the text.")
 @click.option("--tokens", type=click.IntRange(1), default=16, show_default=True, help="How many are generated.")
 @click.option(
     "--memory-limit",
@@ -58,6 +66,10 @@ def command(
     load: bool,
     smoke: bool,
     streamed: bool,
+    quality: bool,
+    source: str | None,
+    text: str | None,
+    text_tokens: int,
     tokens: int,
     memory_limit: int | None,
     max_swap_growth: int,
@@ -73,9 +85,16 @@ def command(
     """
     console.log_to(folder)
     record = require_record(folder)
-    named = zip(RUNGS, (integrity, load, smoke, streamed), strict=True)
+    named = zip(RUNGS, (integrity, load, smoke, streamed, quality), strict=True)
     limits = Limits(memory_limit or default_limit(), max_swap_growth, max_pressure, grace=grace)
-    request = Request(limits, frozenset(rung for rung, asked in named if asked), tokens, force, trust_remote_code)
+    measure = None
+    if quality or source or text:
+        if source is None or text is None:
+            raise click.UsageError("--quality needs --against and --text.")
+        opened = open_text(text, folder / STATE_DIR / TEXTS_DIR)
+        measure = Measure(source, (str(folder),), opened, limits, text_tokens, trust_remote_code=trust_remote_code)
+    rungs = frozenset(rung for rung, asked in named if asked)
+    request = Request(limits, rungs, tokens, force, trust_remote_code, measure)
     evidence: list[Evidence] = []
     for each in validate(folder, record, request, _WhenFree(console, folder)):
         add_evidence(folder, [each], wait=True)

@@ -73,7 +73,7 @@ def estimate_cost(
     """
     (plan,) = plan_source(source, [PUBLISHED])
     shape = _Shape(plan.model.parameters, source.config)
-    read = sum(step.source_row_nbytes * step.rows * len(step.parameter.parts) for step in plan.steps)
+    read = sum(source.tensors[name].nbytes for parameter in plan.model.parameters for name in parameter.names)
     read += sum(stored.nbytes for variant in variants for stored in variant.tensors.values())
     count, context = windows
     fixed = PROCESS_NBYTES + shape.layer_nbytes

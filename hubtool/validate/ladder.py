@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from hubtool.checkpoint.source import CONFIG_FILE
 from hubtool.files.formats import parse_object
 from hubtool.guard.guard import Limits
@@ -23,7 +21,7 @@ from hubtool.validate.finding import Finding, without_paths
 from hubtool.validate.integrity import check_integrity
 from hubtool.validate.load import check_load
 from hubtool.validate.needs import Needs, needs_of_folder
-from hubtool.validate.quality import Measure, measure_quality
+from hubtool.validate.quality import Measure, found, measure_quality
 from hubtool.validate.smoke import check_resident, check_streamed, compare_tokens, refuse
 from hubtool.validate.stamps import describe_touched, find_touched, is_unchanged
 from hubtool.worker.events import Event, Task, Token
@@ -212,7 +210,7 @@ class _Climb:
         measured = measure_quality(
             replace(self._request.quality, folders=(str(self._folder),), limits=self._request.limits), self._watch
         )
-        return replace(measured.finding, quality=next(iter(measured.qualities), msgspec.UNSET))
+        return found(measured, 0)
 
     def _digest_of(self, rung: Rung) -> str | None:
         """What the tokens of a generation were, by the same libraries on this machine and as many."""

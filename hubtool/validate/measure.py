@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
 from hubtool.card.documents import add_evidence
 from hubtool.errors import VerificationError
 from hubtool.guard.machine import this_machine, versions
@@ -15,7 +13,7 @@ from hubtool.record import Evidence, Record, read_record
 from hubtool.validate.child import LIBRARIES
 from hubtool.validate.finding import without_paths
 from hubtool.validate.ladder import Request, validate
-from hubtool.validate.quality import Measure, Measured, measure_quality
+from hubtool.validate.quality import Measure, Measured, found, measure_quality
 from hubtool.validate.stamps import describe_touched, find_touched, is_unchanged
 
 
@@ -34,23 +32,25 @@ def measure_folders(measure: Measure, watch: Watch) -> tuple[Measured, Sequence[
     started, begun = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     measured = measure_quality(measure, watch)
     evidence = []
-    qualities = dict(zip(map(Path, measure.folders), measured.qualities, strict=False))
-    for folder, record in records.items():
+    for number, folder in enumerate(map(Path, measure.folders)):
+        if (record := records.get(folder)) is None:
+            continue
         if touched := find_touched(folder, record):
             watch.say(f"{folder}: not recorded: {describe_touched(touched)} while it ran")
             continue
+        finding = found(measured, number)
         each = Evidence(
             check="quality",
-            outcome=measured.finding.outcome,
-            detail=without_paths(measured.finding.detail, str(folder)),
-            figures=measured.finding.figures,
+            outcome=finding.outcome,
+            detail=without_paths(finding.detail, str(folder)),
+            figures=finding.figures,
             machine=this_machine(),
             versions=versions(LIBRARIES),
             command=measure.command,
             started=started,
             seconds=round(time.monotonic() - begun, 3),
             subject=record.subject,
-            quality=qualities.get(folder, msgspec.UNSET),
+            quality=finding.quality,
         )
         add_evidence(folder, [each], wait=True)
         evidence.append(each)

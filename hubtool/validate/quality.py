@@ -6,7 +6,7 @@ source, folders, text -> cost    -> what it will take
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -139,6 +139,18 @@ def measure_quality(measure: Measure, watch: Watch) -> Measured:
     return Measured(Finding("passed", _sentence(measure, compares), figures), cost, qualities)
 
 
+def found(measured: Measured, number: int) -> Finding:
+    """What a run found of one of its folders."""
+    if not measured.qualities:
+        return measured.finding
+    quality = measured.qualities[number]
+    figures: dict[str, int | float | str] = {"kl_mean_nats": quality.distance.kl_mean}
+    if quality.floor is not None:
+        figures["floor_kl_mean_nats"] = quality.floor.kl_mean
+    figures |= {"same_top_share": quality.distance.top1, "perplexity": quality.distance.ppl}
+    return replace(measured.finding, figures={**figures, **measured.finding.figures}, quality=quality)
+
+
 def _check(measure: Measure, variants: Sequence[Source]) -> None:
     if measure.tokens < measure.context:
         raise UsageError(
@@ -221,7 +233,8 @@ def _distance(compared: Compared, lane: str) -> DistanceRecord:
 
 
 def _sentence(measure: Measure, compares: Compares) -> str:
+    windows = "one window" if compares.windows == 1 else f"{compares.windows} windows"
     return (
         f"predictions held against the source's on {compares.scored} tokens of {measure.text.name}, "
-        f"in {compares.windows} windows of {measure.context}"
+        f"in {windows} of {measure.context}"
     )

@@ -11,6 +11,9 @@ from hubtool.hub.client import make_api, translated
 from hubtool.hub.reader import RepoReader
 from hubtool.hub.rules import is_repo_id
 
+TEXTS_DIR = "texts"
+"""Where files of the Hub are kept, in the state of a folder."""
+
 SUFFIXES = (".txt", ".raw", ".jsonl")
 
 _ON_THE_HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?/([^@]+)")

@@ -53,10 +53,7 @@ def build_model(config: Mapping[str, Any], code: Path | None = None) -> nn.Modul
 
 def _own_code(config: Mapping[str, Any]) -> Path | None:
     """The model file that hubtool ships for an architecture, None where mlx-lm has the model itself."""
-    try:
-        files = architecture_of(config).runtime_files
-    except SourceError:
-        return None
+    files = architecture_of(config).runtime_files
     return RUNTIME / files[0] if files else None
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hubtool.checkpoint.source import Source
 from hubtool.checkpoint.tensors import TensorSpec
 from hubtool.convert.piece import PieceMaker
-from hubtool.plan.plan import PIECE_SIZE, Piece, Plan, Step
+from hubtool.plan.plan import PIECE_SIZE, TRACED_ROWS, Piece, Plan, Step
 
 DTYPES: Mapping[str, tuple[Any, mx.Dtype]] = {
     "BF16": (np.uint16, mx.bfloat16),
@@ -105,7 +105,8 @@ class PlannedTensors:
             nbytes = wanted * row_nbytes
             flat[filled : filled + nbytes] = made_bytes[skipped * row_nbytes :][:nbytes]
             filled += nbytes
-            self.read_nbytes += piece.rows * step.source_row_nbytes
+            traced = step.parameter.program is not None
+            self.read_nbytes += piece.rows * (row_nbytes if traced else step.source_row_nbytes)
         return _as(values, mlx_dtype)
 
     def _maker(self) -> PieceMaker:
@@ -123,12 +124,16 @@ def _as(values: npt.NDArray[Any], dtype: mx.Dtype) -> mx.array:
 
 def _pieces(step: Step, rows: Sequence[int] | None) -> list[tuple[Piece, int, int]]:
     """Pieces that hold rows of a step's tensor, with the rows that are not wanted before them, and those wanted."""
-    parts, block = len(step.parameter.parts), step.parameter.block[0]
     if rows is None:
         return [(piece, 0, piece.rows) for piece in step.pieces(0)]
+    program = step.parameter.program
+    if program is not None and program.whole is not None:
+        (whole,) = step.pieces(0)
+        each = step.rows if step.parameter.stacked else 1
+        return [(whole, first * each, (stop - first) * each) for first, stop in _runs(rows)]
     if step.parameter.stacked:
         return [(piece, 0, piece.rows) for part in rows for piece in _part(step, part, 0, step.rows)]
-    assert parts == 1, step.parameter.path
+    block = _block(step)
     found = []
     for first, stop in _runs(rows):
         for piece in _part(step, 0, first // block * block, min(step.rows, -(-stop // block) * block)):
@@ -139,9 +144,14 @@ def _pieces(step: Step, rows: Sequence[int] | None) -> list[tuple[Piece, int, in
 
 def _part(step: Step, part: int, first: int, stop: int) -> list[Piece]:
     """Pieces of one part, from one row to another: whole blocks, and no more weights at once than a conversion's."""
-    block = step.parameter.block[0]
+    block = _block(step)
     most = max(block, PIECE_SIZE // step.columns // block * block)
     return [Piece(0, part, 1, start, min(stop, start + most)) for start in range(first, stop, most)]
+
+
+def _block(step: Step) -> int:
+    """Rows that have to be made together."""
+    return step.parameter.block[0] if step.parameter.program is None else TRACED_ROWS
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
