@@ -10,7 +10,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from transformers import AutoTokenizer
+from mlx_lm.tokenizer_utils import load as load_files
 
 from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import Source
@@ -80,7 +80,7 @@ def load_tokenizer(source: Source) -> Any:
         for name in source.files:
             if name.startswith(TOKENIZER_FILES):
                 (Path(folder) / name).write_bytes(source.read_file(name))
-        return AutoTokenizer.from_pretrained(folder)
+        return load_files(Path(folder))
 
 
 def _read(readers: Sequence[Reader]) -> int:
