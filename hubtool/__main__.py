@@ -36,6 +36,8 @@ def main() -> int:
     except KeyboardInterrupt:
         _say("Error: interrupted")
         code = INTERRUPTED
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # all is done; Python would fall back to the system's ways while it ends
     if come.is_set() or code == INTERRUPTED:
         _end()
     return code

@@ -30,6 +30,8 @@ async def write_token(request: Request) -> Response:
     """
     repo, _ = contributable_repo(request)
     hub = hub_of(request)
+    if _store(hub, repo).renew_index():
+        log.warning("%s: xet's index, which a killed client left half made, is made again", repo.name)
     await take_over(hub, repo)
     url, expires, token = _store(hub, repo).url, int(time.time()) + TOKEN_SECONDS, secrets.token_hex(16)
     headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}

@@ -10,6 +10,7 @@ whatever does not look like that is an error.
     xet/xorbs/global_dedup_lookup.redb        index, locked by the client that writes
 """
 
+import fcntl
 import functools
 import os
 import shutil
@@ -39,6 +40,15 @@ HAS_METADATA = 1 << 30
 
 BUFFER_NBYTES = 64_000_000
 """What hf_xet may hold of a file it puts together; its own default is 1.5 GB."""
+
+
+INDEX_FILE = "global_dedup_lookup.redb"
+INDEX_HEADER = struct.Struct("<9sB2xIIIII")
+"""Magic, flags, bytes a page, header and data pages of a region, regions, data pages of the last (redb 2 and 3)."""
+
+INDEX_START = b"redb\x1a\n\xa9\r\n"
+UNFINISHED = 1 << 1
+"""Flag: whoever had it open did not close it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,25 @@ class XetStore:
         """
         return [file for shard in sorted(self._xorbs.glob("shards/*.mdb")) for file in _files_of(shard)]
 
+    def renew_index(self) -> bool:
+        """Whether the index was removed, because the client that made it was killed; hf_xet makes it again.
+
+        It only says which chunks are there already. One that is half made lets every client wait for minutes. That of a
+        client that is at work is locked.
+        """
+        index = self._xorbs / INDEX_FILE
+        if not index.is_file():
+            return False
+        with index.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if _is_whole(file.read(INDEX_HEADER.size), index.stat().st_size):
+                return False
+            index.unlink()
+        return True
+
     def read(self, file: XetFile) -> Iterator[bytes]:
         """The file's bytes in order; fewer, without an error, where the store lacks some."""
         with tempfile.TemporaryDirectory(dir=self.folder, prefix="reading-") as scratch:
@@ -119,6 +148,15 @@ def _session(log: Path) -> Any:  # hf_xet has no types
         "log.dest": str(log),
     }
     return hf_xet().XetSession(hf_xet().XetConfig().with_config({**limits, **others}))
+
+
+def _is_whole(header: bytes, nbytes: int) -> bool:
+    """Whether an index that begins with `header` and has `nbytes` bytes was finished and closed; an empty one was."""
+    if len(header) < INDEX_HEADER.size:
+        return nbytes == 0
+    start, flags, page, header_pages, region_pages, regions, last_pages = INDEX_HEADER.unpack(header)
+    pages = 1 + regions * (header_pages + region_pages) + (header_pages + last_pages if last_pages else 0)
+    return start == INDEX_START and not flags & UNFINISHED and nbytes >= pages * page
 
 
 def _files_of(shard: Path) -> Iterator[XetFile]:

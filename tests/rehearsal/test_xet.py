@@ -1,7 +1,12 @@
 """The default path of the stock client: contents go through hf_xet."""
 
+import fcntl
 import hashlib
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hf_xet  # type: ignore[import-untyped]  # it has no types
@@ -14,7 +19,7 @@ from huggingface_hub.errors import BadRequestError
 from hubtool.rehearsal import RehearsalHub
 from hubtool.rehearsal.faults import EXPIRED_TOKEN, QUOTA_REACHED, Answer, Fault
 from hubtool.rehearsal.wire import Refusal
-from hubtool.rehearsal.xet import XetStore
+from hubtool.rehearsal.xet import INDEX_FILE, XetStore
 from tests.rehearsal.content import REPO, additions, shard
 
 
@@ -155,3 +160,46 @@ def test_stream_without_a_local_file_is_committed(api: HfApi, hub: RehearsalHub)
     answer = httpx2.post(f"{hub.endpoint}/api/models/{REPO}/commit/main", content=body, headers=headers)
     assert answer.status_code == 200, answer.text
     assert Path(api.hf_hub_download(REPO, "m.safetensors")).read_bytes() == content
+
+
+HALF_MADE: dict[str, Callable[[bytes], bytes]] = {
+    "cut off": lambda whole: whole[: len(whole) // 2],
+    "its header alone": lambda whole: whole[:320],
+    "not closed": lambda whole: whole[:9] + bytes([whole[9] | 2]) + whole[10:],
+    "never written": lambda whole: bytes(len(whole)),
+}
+"""What a killed client may leave of xet's index."""
+
+
+@pytest.mark.parametrize("name", HALF_MADE)
+def test_index_that_a_killed_client_left_half_made_is_made_again(
+    name: str, api: HfApi, hub: RehearsalHub, tmp_path: Path
+) -> None:
+    index = _made_index(tmp_path)
+    api.create_repo(REPO)
+    beside = hub.data / "xet" / REPO / "xet" / "xorbs" / INDEX_FILE
+    beside.parent.mkdir(parents=True)
+    beside.write_bytes(HALF_MADE[name](index))
+    content = shard(5)
+    api.create_commit(REPO, additions({"a.safetensors": content}), commit_message="Through xet")
+    assert Path(api.hf_hub_download(REPO, "a.safetensors", local_dir=tmp_path / "read")).read_bytes() == content
+
+
+def test_index_of_a_client_at_work_is_left_to_it(tmp_path: Path) -> None:
+    store = XetStore(tmp_path, REPO)
+    index = store.folder / "xet" / "xorbs" / INDEX_FILE
+    index.parent.mkdir(parents=True)
+    index.write_bytes(b"half")
+    with index.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert not store.renew_index() and index.is_file()
+    assert store.renew_index() and not index.exists()
+    assert not store.renew_index()
+
+
+def _made_index(folder: Path) -> bytes:
+    """An index as hf_xet leaves it when it ends."""
+    script = "import sys, hf_xet; hf_xet.XetSession().new_upload_commit(endpoint=sys.argv[1]).wait_to_finish()"
+    command = [sys.executable, "-c", script, f"local://{folder / 'store'}"]
+    subprocess.run(command, check=True, env=os.environ | {"HF_HOME": str(folder / "home")})
+    return next((folder / "store").rglob(INDEX_FILE)).read_bytes()
