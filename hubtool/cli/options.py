@@ -155,7 +155,7 @@ def fit_options(command: Command) -> Command:
     options = (
         click.option(
             "--statistics",
-            type=EXISTING_FILE,
+            type=click.Path(dir_okay=False, path_type=Path),
             help="Fit the scales of affine formats to these statistics, as `hubtool calibrate` writes them.",
         ),
         click.option("--fit", metavar="SIZE|BITS", help="Make a recipe for a budget of weights: 99GB, or 3.8bits."),

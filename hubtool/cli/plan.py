@@ -31,7 +31,7 @@ from hubtool.plan.plan import Plan
     epilog=examples(
         "hubtool plan deepseek-ai/DeepSeek-V4-Flash --recipe mixed_3_6",
         "hubtool plan ./source --recipe mixed_3_6 --recipe native --json",
-        "hubtool plan ./source --fit-mac 128 --statistics statistics.safetensors --write-recipe mine.toml",
+        "hubtool plan ./source --fit-mac 128 --statistics s.safetensors",
     ),
 )
 @source_argument

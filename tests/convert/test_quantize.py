@@ -95,6 +95,9 @@ FORMATS = {
     "mixed_3_4": {"affine 3 128", "affine 4 128"},
     "mixed_3_6": {"affine 3 128", "affine 6 128"},
     "mixed_4_6": {"affine 4 128", "affine 6 128"},
+    "mxfp4_3": {"mxfp4 4 32", "affine 3 128", "affine 6 128"},
+    "mxfp4_3_mac128": {"affine 2 128", "affine 3 128", "affine 6 128"},
+    "mxfp4_3_mac192": {"mxfp4 4 32", "affine 3 128", "affine 6 128"},
     "bf16": set[str](),
     "float32": set[str](),
 }

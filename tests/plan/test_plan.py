@@ -9,11 +9,11 @@ import pytest
 from huggingface_hub import parse_local_safetensors_file_metadata
 
 from hubtool.checkpoint.source import LocalSource
-from hubtool.models import Component, Model, read_model
+from hubtool.models import Component, Model, architecture_of, read_model
 from hubtool.plan.plan import SHARD_NBYTES, Plan, make_plan
 from hubtool.plan.recipe import load_recipe, recipe_names
 from hubtool.sample import FLASH, PRO, SampleShape, published_layout
-from hubtool.units import GB
+from hubtool.units import GB, usable_nbytes
 from tests.checkpoints import read_tensors
 from tests.fixtures import CommandLine, Conversions, Samples
 
@@ -246,3 +246,22 @@ def test_plan_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert hubtool("plan", sample("mini"), "--recipe", "mixed_3_6").code == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size", "bits"),
+    [("mxfp4_3", None, 3.793), ("mxfp4_3_mac192", 192, 4.156), ("mxfp4_3_mac128", 128, 2.773)],
+)
+def test_recipes_for_fp4_experts_fill_what_they_are_made_for(
+    recipe: str, size: int | None, bits: float, flash: Model
+) -> None:
+    plan = _plan(flash, recipe)
+    cache = architecture_of(flash.config).cache_nbytes(flash.config, 32 * 1024, 2)
+    assert cache is not None
+    room = _plan(flash, "mixed_3_6").nbytes if size is None else usable_nbytes(size) - cache
+    assert 0.99 < plan.nbytes / room <= 1
+    assert round(plan.effective_bits, 3) == bits
+    kept = [
+        step for step in plan.steps if step.how == "repack" and step.parameter.component is Component.ROUTED_EXPERTS
+    ]
+    assert bool(kept) == (recipe != "mxfp4_3_mac128")

@@ -15,7 +15,19 @@ from hubtool.plan.rule import Rule, is_sensitive
 from hubtool.resources import recipes_dir, with_base
 from tests.fixtures import CommandLine, Refusal, Samples
 
-NAMES = ["bf16", "compact_4bit", "float32", "mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6", "native"]
+NAMES = [
+    "bf16",
+    "compact_4bit",
+    "float32",
+    "mixed_2_6",
+    "mixed_3_4",
+    "mixed_3_6",
+    "mixed_4_6",
+    "mxfp4_3",
+    "mxfp4_3_mac128",
+    "mxfp4_3_mac192",
+    "native",
+]
 
 
 def test_the_recipes_are_these() -> None:
@@ -57,7 +69,13 @@ def _stored(recipe: str, parameter: Parameter, *others: Component) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("mixed_2_6", 2, 6), ("mixed_3_4", 3, 4), ("mixed_3_6", 3, 6), ("mixed_4_6", 4, 6)]
+    ("name", "low", "high"),
+    [
+        ("mixed_2_6", 2, 6),
+        ("mixed_3_4", 3, 4),
+        ("mixed_3_6", 3, 6),
+        ("mixed_4_6", 4, 6),
+    ],
 )
 def test_mixed_recipes_give_sensitive_parts_the_high_bits(name: str, low: int, high: int) -> None:
     little, much = f"affine {low}-bit, group 128", f"affine {high}-bit, group 128"
