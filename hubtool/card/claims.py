@@ -14,8 +14,15 @@ CHECKS = {
     "load": "Load",
     "smoke": "Generation, resident",
     "smoke-streamed": "Generation, streamed",
+    "quality": "Quality",
+    "perplexity": "Quality, perplexity",
+    "kl-divergence": "Quality, KL divergence",
+    "benchmark": "Quality, benchmark",
 }
-"""The rungs in their order, as the card names them."""
+"""The rungs in their order, then what only publishers state, as the card names them."""
+
+QUALITY = frozenset({"quality", "perplexity", "kl-divergence", "benchmark"})
+"""Checks that say something of quality; none of them says that the model was run to generate."""
 
 _LOOK = ("integrity", "measured")
 """Check and kind of the evidence of which bytes the files are."""

@@ -11,6 +11,7 @@ import msgspec
 from hubtool import units
 from hubtool.checkpoint.measure import FP4_GROUP, is_packed_fp4
 from hubtool.checkpoint.tensors import Header, TensorSpec
+from hubtool.errors import SourceError
 from hubtool.hub.rules import read_metadata
 from hubtool.record import CARRIED_KEYS, MeasuredRecord
 
@@ -78,10 +79,12 @@ class Unread:
 def describe_unrecorded(unread: Unread, measured: MeasuredRecord) -> Unrecorded:
     """What can be said of a checkpoint from its headers, its config.json and its own card."""
     config = unread.config
-    quantization = config.get("quantization") or config.get("quantization_config") or {}
-    own = read_metadata(unread.card)
+    block = config.get("quantization") or config.get("quantization_config")
+    quantization = block if isinstance(block, dict) else {}
+    own = _read_own(unread.card)
     formats = {header.metadata.get("format") for header in unread.headers.values()}
-    architectures = config.get("architectures") or [None]
+    named = config.get("architectures")
+    architectures = named if isinstance(named, list) and named else [None]
     forms = _forms(unread.headers, quantization)
     parameters = sum(form.parameters for form in forms)
     bits = units.effective_bits(measured.nbytes, parameters)
@@ -92,11 +95,38 @@ def describe_unrecorded(unread: Unread, measured: MeasuredRecord) -> Unrecorded:
         architecture=_text(architectures[0]),
         model_type=_text(config.get("model_type")),
         model_file=_text(config.get("model_file")),
-        label_bits=quantization.get("bits") if isinstance(quantization.get("bits"), int) else None,
+        label_bits=_bits(quantization),
         forms=forms,
         library="mlx" if formats == {"mlx"} else _text(own.get("library_name")),
-        metadata={key: own[key] for key in STATED_KEYS if isinstance(own.get(key), str | list)},
+        metadata={key: own[key] for key in STATED_KEYS if _is_text(own.get(key))},
     )
+
+
+def _read_own(card: str) -> Mapping[str, object]:
+    """The front matter of somebody's card; nothing of one that cannot be read: see `find_card_fault`."""
+    try:
+        return read_metadata(card)
+    except SourceError:
+        return {}
+
+
+def find_card_fault(card: str) -> str | None:
+    """Why the front matter of a card cannot be read, as a sentence; None if it can."""
+    try:
+        read_metadata(card)
+    except SourceError as error:
+        return str(error)
+    return None
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+
+
+def _bits(entry: Mapping[str, Any]) -> int | None:
+    """The `bits` of a quantization, None where they are no width that 32-bit words can hold."""
+    bits = entry.get("bits")
+    return bits if type(bits) is int and 0 < bits <= 32 else None
 
 
 def _text(value: object) -> str | None:
@@ -116,9 +146,9 @@ def _forms(headers: Mapping[str, Header], quantization: Mapping[str, Any]) -> tu
         elif weight is not None and weight.dtype == "U32" and f"{module}.scales" in specs:
             entry = quantization.get(module)
             entry = entry if isinstance(entry, dict) else quantization
-            bits, group, mode = entry.get("bits"), entry.get("group_size"), entry.get("mode", "affine")
+            bits, group, mode = _bits(entry), entry.get("group_size"), entry.get("mode", "affine")
             form = f"{mode} {bits}-bit, group {group}" if bits else "quantized"
-            size = prod(spec.shape) * 32 // bits if name == "weight" and bits else 0
+            size = prod(spec.shape) * 32 // (bits or 32) if name == "weight" else 0
         parameters[form] += size
         nbytes[form] += spec.nbytes
     return tuple(StoredAs(form, parameters[form], size) for form, size in nbytes.most_common())

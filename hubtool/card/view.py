@@ -3,7 +3,15 @@
 from collections.abc import Collection, Mapping
 
 from hubtool import units
-from hubtool.card.claims import Status, current_evidence, describe_nbytes, describe_rows, describe_status, known
+from hubtool.card.claims import (
+    QUALITY,
+    Status,
+    current_evidence,
+    describe_nbytes,
+    describe_rows,
+    describe_status,
+    known,
+)
 from hubtool.card.commands import citation_section, loaded_with, reproduce_section, run_section
 from hubtool.card.markdown import code, escape, link
 from hubtool.card.metadata import card_metadata, dump_metadata
@@ -239,7 +247,11 @@ def _limits(record: Record) -> list[str]:
     ]
     if not any(component.error is not None for component in record.plan.components):
         limits.append("The error of the stored weights against the published ones was not measured.")
-    limits.append("Quality was not measured: the benchmark results of the source are not this conversion's.")
+    stated = any(item.check in QUALITY and item.kind == "stated" for item in current_evidence(record))
+    said = "what is said of it under Validation is stated by the publisher, and " if stated else ""
+    limits.append(
+        f"Quality was not measured: {said}the benchmark results of the source are not this conversion's."
+    )
     return limits
 
 

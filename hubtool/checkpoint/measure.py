@@ -72,6 +72,8 @@ def measure_files(
     problems: list[str] = []
     packings = read_packings(read(CONFIG_FILE) if CONFIG_FILE in named else b"{}", problems)
     facts = measure_headers(headers, packings, problems)
+    if record is not None or packings.usual is None:
+        problems += _unlisted(headers, packings)
     if INDEX_FILE in named:
         problems += _compare_index(read(INDEX_FILE), headers, facts)
     elif list(headers) != [SINGLE_FILE]:
@@ -159,6 +161,19 @@ def measure_headers(headers: Mapping[str, Header], packings: Packings, problems:
     )
 
 
+def _unlisted(headers: Mapping[str, Header], packings: Packings) -> Iterator[str]:
+    """Quantized modules that config.json does not name.
+
+    MLX takes the top of `quantization` for them; hubtool names each, for readers that do not.
+    """
+    stored = {tensor.spec.name: tensor.spec for header in headers.values() for tensor in header.tensors}
+    for name, spec in stored.items():
+        module = name.removesuffix(".weight")
+        is_quantized = name != module and spec.dtype == "U32" and bool(spec.shape) and f"{module}.scales" in stored
+        if is_quantized and module not in packings.modules:
+            yield f"{CONFIG_FILE}: quantization: no entry for {module}, which is stored quantized"
+
+
 def _published_files(folder: Path) -> list[str]:
     """Names of the files that belong to the folder; hidden ones, hubtool's state among them, do not."""
     return sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -178,8 +193,6 @@ def _logical_size(spec: TensorSpec, tensors: Mapping[str, TensorSpec], packings:
         return 0
     if name != "weight":
         return spec.size
-    if module not in packings.modules:
-        problems.append(f"{CONFIG_FILE}: quantization: no entry for {module}, which is stored quantized")
     packing = packings.modules.get(module) or packings.usual
     if packing is None:
         return spec.size

@@ -70,6 +70,8 @@ def command(
         _preview(console, opened, card)
         return 1 if problems else 0
     if not opened.writable:
+        for problem in opened.disagreements:
+            console.say(f"{opened.name}: {problem}")
         console.answer({"target": opened.name, "card": card}, lambda: card.rstrip("\n"))
     else:
         _write(console, opened, card, templates)

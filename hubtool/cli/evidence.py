@@ -11,13 +11,14 @@ import msgspec
 
 from hubtool import units
 from hubtool.card import find_change
+from hubtool.card.claims import CHECKS as NAMES
 from hubtool.card.documents import add_evidence
 from hubtool.checkpoint.source import HUB_PREFIX
 from hubtool.cli.console import Console, table
 from hubtool.cli.options import FOLDER, Choice, examples, parse_size, with_console
 from hubtool.errors import UsageError, VerificationError
 from hubtool.hub.rules import is_repo_id
-from hubtool.record import Evidence, MachineRecord, Outcome, Record, require_record
+from hubtool.record import RUNGS, Evidence, MachineRecord, Outcome, Record, require_record
 from hubtool.release.privacy import read_identity, scan_text
 from hubtool.validate.stamps import describe_touched, find_touched
 
@@ -29,7 +30,8 @@ OUTCOMES: dict[Outcome, str] = {
     "not_run": "not run",
 }
 
-CHECKS = ("integrity", "load", "smoke", "smoke-streamed")
+CHECKS = (*RUNGS, *(name for name in NAMES if name not in RUNGS))
+"""The rungs, and what only publishers state."""
 
 
 def _duration(context: click.Context, parameter: click.Parameter, value: float) -> float:

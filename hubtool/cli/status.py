@@ -27,7 +27,7 @@ def command(console: Console, release: Path) -> int:
             each.repo,
             each.recipe,
             _words(each.converted),
-            each.published or "no",
+            each.published or each.state,
             _words(each.tagged),
             "; ".join(each.problems),
         ]

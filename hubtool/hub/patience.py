@@ -79,6 +79,10 @@ NOT_FOUND = 404
 BAD_REQUEST = 400
 
 
+NOT_SHOWN = (401, 403, NOT_FOUND)
+"""Statuses of a repo that is not there, or not for whoever asks: the Hub does not tell which."""
+
+
 def refused_status(error: HubError) -> int | None:
     """The status with which the Hub refused, None if it is about something else."""
     cause = error.__cause__

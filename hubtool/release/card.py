@@ -15,6 +15,7 @@ from hubtool.card.consent import Replace, describe_change, never, require_kept
 from hubtool.card.documents import Made, Wording, known_generated
 from hubtool.card.kept import find_templates, keep_generated, keep_templates, read_generated
 from hubtool.card.own import Own, decode_card
+from hubtool.card.unrecorded import find_card_fault
 from hubtool.card.provenance import check_statements, make_statements, remove_stale
 from hubtool.checkpoint.measure import measure_files
 from hubtool.checkpoint.remote import HubSource
@@ -186,7 +187,7 @@ def _open(place: _Place) -> Opened:
         raise SourceError("no safetensors files", where=place.name, remedy="check the name")
     record = place.record
     raw = place.read(CARD_FILE) if CARD_FILE in names else b""
-    card = raw.decode("utf-8", errors="replace") if place.record is None else decode_card(raw, place.name)
+    card, faults = (_foreign_card(raw, place.name) if place.record is None else (decode_card(raw, place.name), ()))
     measurement = measure_files(headers, place.files, place.read, record)
     subject: Record | Unrecorded
     if record is not None:
@@ -201,7 +202,7 @@ def _open(place: _Place) -> Opened:
         )
         subject = describe_unrecorded(unread, measurement.facts)
     statements = {name: place.read(name) for name in (PROVENANCE_FILE, TEST_RESULT_FILE) if name in names}
-    problems = measurement.disagreements
+    problems = (*measurement.disagreements, *faults)
     mendable: tuple[str, ...] = ()
     if record is not None:
         problems += _misplaced(place, record)
@@ -219,6 +220,16 @@ def _open(place: _Place) -> Opened:
         disagreements=problems,
         mendable=mendable,
     )
+
+
+def _foreign_card(raw: bytes, name: str) -> tuple[str, tuple[str, ...]]:
+    """Somebody's card as far as it can be read, and what cannot be read of it."""
+    try:
+        card = decode_card(raw, name)
+    except OutputError as error:
+        return raw.decode("utf-8", errors="replace"), (f"{CARD_FILE}: {error}",)
+    fault = find_card_fault(card)
+    return card, () if fault is None else (fault,)
 
 
 def _touched(folder: Path, record: Record) -> tuple[str, ...]:

@@ -3,21 +3,24 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 
 from hubtool.errors import HubError, VerificationError
 from hubtool.hub.destination import Destination
 from hubtool.hub.finish import default_tag
-from hubtool.hub.patience import PatientHub
-from hubtool.hub.reader import has_record
+from hubtool.hub.patience import NOT_FOUND, NOT_SHOWN, PatientHub, refused_status
+from hubtool.hub.reader import has_record, read_hub_record
 from hubtool.hub.upload import find_tag, published_names
 from hubtool.hub.verify import verify
 from hubtool.progress import Watch
-from hubtool.record import read_record
+from hubtool.record import Record, read_record
 from hubtool.release.collection import _collection_owner, _find_collection
 from hubtool.release.file import Planned, ReleaseFile
 from hubtool.release.publish import PATIENCE
+
+State = Literal["yes", "no", "differs", "withdrawn", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class VariantStatus:
         recipe: Its recipe.
         repo: Its repo.
         converted: Whether its folder is finished.
+        state: Whether the repo has exactly the folder's files: `yes`, `no` (there is no repo), `differs`, `withdrawn`
+            (the repo says so, the folder does not), or `unknown` (the Hub could not be asked, or tells it only to
+            others).
         published: The commit of the repo that has exactly the folder's files, None if there is none.
         problems: What the repo lacks or has otherwise, or what else is still to be done with it.
         tagged: Whether the tag of the release names a commit that has the folder's record.
@@ -36,6 +42,7 @@ class VariantStatus:
     recipe: str
     repo: str
     converted: bool
+    state: State
     published: str | None
     problems: tuple[str, ...]
     tagged: bool
@@ -61,21 +68,45 @@ def _variant_status(hub: PatientHub, release: ReleaseFile, planned: Planned) -> 
     record = read_record(folder) if folder.is_dir() else None
     name = Path(planned.recipe).stem
     if record is None:
-        return VariantStatus(name, to.repo, False, None, ("not converted",), False)
+        return VariantStatus(name, to.repo, False, "no", None, ("not converted",), False)
     if record.repo is None:
-        return VariantStatus(name, to.repo, True, None, ("not published",), False)
+        return VariantStatus(name, to.repo, True, "no", None, ("not published",), False)
     # The Hub's hashes of all else are compared with the record, which is one of these.
     names = [each for each in published_names(record, folder) if each not in record.hashes()]
     try:
+        if (reason := _withdrawal(hub, to, record)) is not None:
+            return VariantStatus(name, to.repo, True, "withdrawn", None, (reason,), False)
         seen = verify(hub, to.repo, revision=to.revision, folder=folder, names=names)
         if seen.problems:
-            return VariantStatus(name, to.repo, True, None, seen.problems, False)
+            return VariantStatus(name, to.repo, True, "differs", None, seen.problems, False)
         tagged = find_tag(hub, to.repo, to.tag or default_tag(record))
         whole = tagged is not None and has_record(hub, to.repo, tagged, record)
         left = tuple(_left(hub, release, to))
-    except (VerificationError, HubError) as error:
-        return VariantStatus(name, to.repo, True, None, (str(error),), False)
-    return VariantStatus(name, to.repo, True, seen.commit, left, whole)
+    except VerificationError as error:
+        return VariantStatus(name, to.repo, True, "differs", None, (str(error),), False)
+    except HubError as error:
+        return VariantStatus(name, to.repo, True, *_not_seen(hub, error), False)
+    return VariantStatus(name, to.repo, True, "yes", seen.commit, left, whole)
+
+
+def _withdrawal(hub: PatientHub, to: Destination, record: Record) -> str | None:
+    """That a repo was withdrawn since the folder was published, as a sentence, None if it was not."""
+    head = hub.attempt(to.repo, lambda: hub.api.model_info(to.repo, revision=to.revision).sha)
+    assert head is not None
+    withdrawn = read_hub_record(hub, to.repo, head).withdrawn
+    if withdrawn is None or record.withdrawn is not None:
+        return None
+    return f"withdrawn on {withdrawn.date[:10]}: {withdrawn.reason}"
+
+
+def _not_seen(hub: PatientHub, error: HubError) -> tuple[State, None, tuple[str, ...]]:
+    """What is known of a repo that the Hub did not show."""
+    status = refused_status(error)
+    if status not in NOT_SHOWN:
+        return "unknown", None, (f"the Hub could not be asked: {error}",)
+    if hub.api.token is None and get_token() is None:
+        return "unknown", None, (f"there is no token, and a private repo is shown to its owners alone: {error}",)
+    return ("no", None, ("not published",)) if status == NOT_FOUND else ("unknown", None, (str(error),))
 
 
 def _left(hub: PatientHub, release: ReleaseFile, to: Destination) -> Iterator[str]:

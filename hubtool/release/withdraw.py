@@ -13,8 +13,9 @@ from hubtool.card.merge import write_own
 from hubtool.card.metadata import dump_metadata
 from hubtool.card.provenance import make_statements
 from hubtool.card.render import render_withdrawn
+from hubtool.errors import HubError, UsageError
 from hubtool.hub.destination import Destination, Place, check_rights
-from hubtool.hub.patience import PatientHub
+from hubtool.hub.patience import NOT_SHOWN, PatientHub, refused_status
 from hubtool.hub.reader import read_hub_record
 from hubtool.hub.rules import split_card
 from hubtool.progress import Watch
@@ -51,6 +52,8 @@ def withdraw(api: HfApi, repo: str, withdrawn: WithdrawnRecord, watch: Watch, *,
         HubError: The Hub refused, or could not be reached.
     """
     hub = PatientHub(api, PATIENCE, watch.say)
+    if withdrawn.new_version is not None:
+        _require_repo(hub, withdrawn.new_version, repo)
     info = hub.attempt(repo, lambda: api.model_info(repo))
     head = info.sha
     assert head is not None
@@ -72,6 +75,24 @@ def withdraw(api: HfApi, repo: str, withdrawn: WithdrawnRecord, watch: Watch, *,
     message = f"Withdraw with hubtool {hubtool.__version__}"
     commit = head if dry_run else commit_documents(hub, marked, documents, Change(repo, head, message))
     return Withdrawal(commit, tuple(documents))
+
+
+def _require_repo(hub: PatientHub, new_version: str, repo: str) -> None:
+    """Raise HubError if what is to take a repo's place is not there, or UsageError if it is the repo itself."""
+    if new_version == repo:
+        raise UsageError("a repo cannot take its own place", where="--new-version", found=new_version)
+    try:
+        hub.attempt(new_version, lambda: hub.api.model_info(new_version))
+    except HubError as error:
+        if refused_status(error) in NOT_SHOWN:
+            raise HubError(
+                "no such repo, or the token may not see it",
+                where="--new-version",
+                found=new_version,
+                expected="a repo that readers can go to",
+                remedy="check the name, or publish it first",
+            ) from error
+        raise
 
 
 def withdrawn_card(page: Page, marked: Record) -> str:

@@ -9,11 +9,12 @@ from typing import Literal
 import huggingface_hub
 from huggingface_hub import constants
 
-from hubtool.errors import UsageError
+from hubtool.errors import HubError, UsageError
 from hubtool.guard.guard import Limits
 from hubtool.guard.machine import this_machine, versions
 from hubtool.guard.memory import Meter, Pressure, capacity, swap_used_nbytes
-from hubtool.hub.client import find_endpoint
+from hubtool.hub.client import find_endpoint, make_api, redact
+from hubtool.hub.patience import NOT_SHOWN, READING, PatientHub, refused_status
 from hubtool.plan.plan import Plan
 from hubtool.record import CacheRecord, MachineRecord
 from hubtool.units import format_gib, format_size
@@ -23,7 +24,7 @@ from hubtool.worker.events import PROMPT_TOKENS, Task
 
 LIBRARIES = ("mlx", "mlx-lm", "transformers", "huggingface_hub", "hf-xet", "safetensors", "numpy")
 
-State = Literal["ok", "missing", "broken"]
+State = Literal["ok", "missing", "broken", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Check:
 
     Attributes:
         name: What.
-        state: `missing` is what some commands can do without, `broken` what none can.
+        state: `missing` is what some commands do without, `broken` what none can, `unknown` what cannot be asked.
         found: What was found.
         remedy: What to do about it, empty if nothing.
     """
@@ -133,7 +134,17 @@ def _token() -> Check:
         return Check("token", "broken", str(error), "set HF_ENDPOINT rightly")
     if huggingface_hub.get_token() is None:
         return Check("token", "missing", f"none for {endpoint}: nothing can be published", "run `hf auth login`")
-    return Check("token", "ok", f"there is one for {endpoint}")
+    shown = redact(endpoint)
+    try:
+        me = PatientHub(make_api(), READING).attempt("who the token is of", make_api().whoami)
+    except HubError as error:
+        if refused_status(error) in NOT_SHOWN:
+            return Check("token", "broken", f"{shown} does not take the one that is set", "run `hf auth login` again")
+        return Check("token", "unknown", f"there is one, but {shown} could not be asked: {error}", "check the network")
+    role = me.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        return Check("token", "missing", f"one of {me['name']} that may only read", "make one that may write")
+    return Check("token", "ok", f"{shown} knows it: {me['name']}" + (f", role {role}" if role else ""))
 
 
 def _verdicts(needs: Needs, limits: Limits) -> Iterable[Verdict]:

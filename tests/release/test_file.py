@@ -214,6 +214,11 @@ def test_withdrawn_repo_says_so_and_keeps_everything(
     out = tmp_path / "out"
     assert hubtool("publish", sample("mini"), "--recipe", "native", "--to", REPOS[1], "--out", out).code == 0
     before = set(endpoint.list_repo_files(REPOS[1]))
+    new = ("--new-version", REPOS[0])
+    missed = hubtool("withdraw", REPOS[1], "--reason", "Wrong.", *new, "--dry-run")
+    assert (missed.code, f"no such repo, or the token may not see it: found {REPOS[0]}" in missed.stderr) == (1, True)
+    assert hubtool("withdraw", REPOS[1], "--reason", "Wrong.", "--new-version", REPOS[1]).code == 2
+    endpoint.create_repo(REPOS[0])
     arguments = ("withdraw", REPOS[1], "--reason", "Layer 3 was *wrong*.", "--new-version", REPOS[0], "--json")
     first, second = hubtool(*arguments), hubtool(*arguments)
     assert (first.code, second.code) == (0, 0), first.stderr
@@ -309,6 +314,34 @@ def test_dry_run_of_a_withdrawal_notices_a_token_that_may_not_write(
     monkeypatch.setenv("HF_TOKEN", rehearsal.accounts.add_token("ann", "write"))
     refused = hubtool("withdraw", REPOS[1], "--reason", "Wrong.", "--dry-run")
     assert (refused.code, "take a token that has this right" in refused.stderr) == (1, True), refused.stderr
+
+
+def test_status_says_what_it_knows_and_what_it_does_not(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_release(tmp_path / "one", sample("mini"))
+
+    def states() -> list[tuple[str, str]]:
+        done = hubtool("status", path, "--json")
+        assert done.code == (0 if done.document["done"] else 1)
+        return [(each["state"], "; ".join(each["problems"])) for each in done.document["variants"]]
+
+    assert states() == [("no", "not converted")] * 2
+    assert hubtool("publish", path).code == 0
+    assert states() == [("yes", "")] * 2
+    assert hubtool("withdraw", REPOS[0], "--reason", "Layer 3 was wrong.").code == 0
+    (state, why), other = states()
+    assert (state, other) == ("withdrawn", ("yes", ""))
+    assert why.startswith("withdrawn on 20") and why.endswith(": Layer 3 was wrong.")
+    endpoint.delete_repo(REPOS[0])
+    endpoint.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=REPOS[1])
+    (state, _), (differs, _) = states()
+    assert (state, differs) == ("no", "differs")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert [(state, "there is no token" in why) for state, why in states()] == [("unknown", True)] * 2
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert [(state, "could not be asked" in why) for state, why in states()] == [("unknown", True)] * 2
 
 
 def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubtool: CommandLine) -> None:

@@ -64,6 +64,7 @@ def test_what_was_written_on_the_page_stays(
     command: str, folder: Path, endpoint: HfApi, sample: Samples, hubtool: CommandLine
 ) -> None:
     edit_page(endpoint, edited)
+    endpoint.create_repo("a/b")
     evidence = ("--check", "load", "--outcome", "passed", "--detail", "It loads.")
     assert hubtool("evidence", "add", folder, *evidence).code == 0
     commands = {
@@ -142,6 +143,7 @@ def test_a_card_by_hand_is_replaced_only_if_that_is_allowed(
 
 def test_a_withdrawal_adds_to_a_card_by_hand(folder: Path, endpoint: HfApi, hubtool: CommandLine) -> None:
     edit_page(endpoint, by_hand)
+    endpoint.create_repo("a/b")
     outcome = hubtool("withdraw", REPO, "--reason", "Wrong.", "--new-version", "a/b")
     assert outcome.code == 0, outcome.stderr
     card = page(endpoint)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from hubtool.rehearsal import RehearsalHub
 from tests.fixtures import CommandLine, Conversions, Samples
 
 
@@ -15,11 +16,34 @@ def test_doctor_looks_at_the_machine(hubtool: CommandLine, monkeypatch: pytest.M
     assert done.code == 0
     checks = {check["name"]: check for check in done.document["checks"]}
     assert checks["MLX"]["found"].startswith("runs on ")
-    assert checks["token"]["state"] == "ok"
+    assert checks["token"]["state"] == "unknown", "there is no Hub to ask"
     assert checks["memory"]["found"].endswith("available") or "swapped out" in checks["memory"]["found"]
     assert {"disk", "memory guard", "xet"} <= checks.keys()
     assert done.document["rungs"] == []
     assert "hf_not" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("token", "state", "found"),
+    [("good", "ok", "knows it: rehearsal"), ("hf_bad", "broken", "does not take"), ("read", "missing", "only read")],
+)
+def test_doctor_asks_the_hub_about_the_token(
+    token: str,
+    state: str,
+    found: str,
+    rehearsal: RehearsalHub,
+    hubtool: CommandLine,
+    stock_client: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rehearsal.accounts.add_user("ann")
+    known = {"good": rehearsal.token, "read": rehearsal.accounts.add_token("ann", "read")}
+    monkeypatch.setenv("HF_ENDPOINT", rehearsal.endpoint)
+    monkeypatch.setenv("HF_TOKEN", known.get(token, token))
+    done = hubtool("doctor", "--json")
+    check = next(check for check in done.document["checks"] if check["name"] == "token")
+    assert (check["state"], done.code) == (state, 1 if state == "broken" else 0)
+    assert found in check["found"] and known.get(token, token) not in check["found"]
 
 
 def test_doctor_without_a_token_says_how_to_get_one(hubtool: CommandLine, stock_client: None) -> None:

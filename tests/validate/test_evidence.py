@@ -102,3 +102,17 @@ def test_statements_with_paths_or_nonsense_are_refused(
     assert done.code == 2
     assert found in done.stderr
     assert before == ((folder / "hubtool.json").read_bytes(), (folder / "README.md").read_bytes())
+
+
+@pytest.mark.parametrize("check", ["perplexity", "kl-divergence", "benchmark"])
+def test_stated_quality_is_quality_and_no_generation(
+    check: str, converted: Conversions, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    folder = copied(converted("mini", "mixed_3_6").folder, tmp_path / "made")
+    stated = ("--check", check, "--outcome", "passed", "--detail", "5.2 on my text.", "--figure", "ppl=5.2")
+    assert hubtool("evidence", "add", folder, *stated).code == 0
+    card = (folder / "README.md").read_text()
+    assert f"| Quality, {check.replace('kl-d', 'KL d')} | passed, stated by the publisher | 5.2 on my text." in card
+    assert "not generation-qualified" in card and "Generation was not run." in card
+    assert "Quality was not measured: what is said of it under Validation is stated by the publisher" in card
+    assert hubtool("card", folder, "--check").code == 0
