@@ -249,9 +249,7 @@ def _limits(record: Record) -> list[str]:
         limits.append("The error of the stored weights against the published ones was not measured.")
     stated = any(item.check in QUALITY and item.kind == "stated" for item in current_evidence(record))
     said = "what is said of it under Validation is stated by the publisher, and " if stated else ""
-    limits.append(
-        f"Quality was not measured: {said}the benchmark results of the source are not this conversion's."
-    )
+    limits.append(f"Quality was not measured: {said}the benchmark results of the source are not this conversion's.")
     return limits
 
 

@@ -15,8 +15,8 @@ from hubtool.card.consent import Replace, describe_change, never, require_kept
 from hubtool.card.documents import Made, Wording, known_generated
 from hubtool.card.kept import find_templates, keep_generated, keep_templates, read_generated
 from hubtool.card.own import Own, decode_card
-from hubtool.card.unrecorded import find_card_fault
 from hubtool.card.provenance import check_statements, make_statements, remove_stale
+from hubtool.card.unrecorded import find_card_fault
 from hubtool.checkpoint.measure import measure_files
 from hubtool.checkpoint.remote import HubSource
 from hubtool.checkpoint.source import CONFIG_FILE, HUB_PREFIX, LocalSource, parse_spec
@@ -187,7 +187,7 @@ def _open(place: _Place) -> Opened:
         raise SourceError("no safetensors files", where=place.name, remedy="check the name")
     record = place.record
     raw = place.read(CARD_FILE) if CARD_FILE in names else b""
-    card, faults = (_foreign_card(raw, place.name) if place.record is None else (decode_card(raw, place.name), ()))
+    card, faults = _foreign_card(raw, place.name) if place.record is None else (decode_card(raw, place.name), ())
     measurement = measure_files(headers, place.files, place.read, record)
     subject: Record | Unrecorded
     if record is not None:

@@ -112,7 +112,7 @@ def test_stated_quality_is_quality_and_no_generation(
     stated = ("--check", check, "--outcome", "passed", "--detail", "5.2 on my text.", "--figure", "ppl=5.2")
     assert hubtool("evidence", "add", folder, *stated).code == 0
     card = (folder / "README.md").read_text()
-    assert f"| Quality, {check.replace('kl-d', 'KL d')} | passed, stated by the publisher | 5.2 on my text." in card
+    assert f"| Quality, {check.replace('kl-d', 'KL d')} | passed, stated by the publisher | 5\\.2 on my text." in card
     assert "not generation-qualified" in card and "Generation was not run." in card
     assert "Quality was not measured: what is said of it under Validation is stated by the publisher" in card
     assert hubtool("card", folder, "--check").code == 0
