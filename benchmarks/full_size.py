@@ -40,7 +40,8 @@ from hubtool.convert.job import Effort, Job
 from hubtool.hub.client import make_api
 from hubtool.hub.destination import Destination
 from hubtool.plan.plan import SHARD_NBYTES, make_plan, plan_source
-from hubtool.release.stream import Streaming
+from hubtool.release.publish import OpenRelease, publish
+from hubtool.release.release import Release, Variant
 from hubtool.sample import FLASH, published_shards, tokenizer_files, write_documents
 from hubtool.sample.shapes import SampleShape
 
@@ -216,8 +217,10 @@ def main() -> None:
         begun = time.monotonic()
         with rehearsal(work / "hub") as (endpoint, token), Most(work) as disk:
             api, job = make_api(endpoint, token), Job(plan, work / "out")
-            release = Streaming(api, source, job, Destination(REPO), Console(), Effort(options.jobs)).publish()
-        print(f"{release.published.files} files, verified at {release.published.commit}")
+            variant = Variant(options.recipe, Destination(REPO), job.folder)
+            release = Release(source.name, (variant,), job.folder, whole=False, stream=True)
+            (made,) = publish(api, OpenRelease(release, source, (job,)), Effort(options.jobs), Console())
+        print(f"{made.uploaded.files} files, verified at {made.uploaded.commit}")
         seconds = time.monotonic() - begun
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

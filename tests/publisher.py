@@ -14,11 +14,11 @@ from hubtool.convert.convert import Converted
 from hubtool.hub.client import TimeOuts, make_api
 from hubtool.hub.destination import Destination
 from hubtool.hub.patience import Patience, PatientHub
-from hubtool.hub.upload import Published, Upload
+from hubtool.hub.upload import Upload, Uploaded
 from hubtool.progress import UNWATCHED, Watch
 from hubtool.record import Record, read_record
 from hubtool.rehearsal import RehearsalHub
-from hubtool.release.publish import Manner, Release, publish_folder
+from hubtool.release.folder import Manner, Published, publish_folder
 from tests.checkpoints import copied
 from tests.fixtures import QUIET, Conversions
 
@@ -26,7 +26,7 @@ REPO = "someone/DeepSeek-V4-mini"
 PATHS = ("lfs", "xet")
 
 
-def upload(api: HfApi, folder: Path, record: Record, to: Destination, watch: Watch = UNWATCHED) -> Published:
+def upload(api: HfApi, folder: Path, record: Record, to: Destination, watch: Watch = UNWATCHED) -> Uploaded:
     """Send a finished folder, and neither verify nor tag it."""
     return Upload(PatientHub(api), folder, record, to).run(watch)
 
@@ -51,7 +51,7 @@ class Publisher:
         assert record is not None
         return record
 
-    def publish(self, to: Destination | None = None, api: HfApi | None = None) -> Release:
+    def publish(self, to: Destination | None = None, api: HfApi | None = None) -> Published:
         """Publish as `hubtool publish` does, and tag."""
         patience = Patience(sleep=self.waits.append)
         converted = Converted(self.folder, self.record, fresh=False)

@@ -1,18 +1,21 @@
 """`hubtool publish`."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
+from huggingface_hub import HfApi
 
+from hubtool.card.documents import Wording
 from hubtool.cli.console import Console
 from hubtool.cli.convert import converted_document, converted_text
-from hubtool.cli.destination import confirm, destination_options, dry_run_option, open_hub, rehearsal
+from hubtool.cli.destination import card_options, confirm, destination_options, dry_run_option, open_hub, rehearsal
 from hubtool.cli.options import (
     EXISTING_FILE,
     FOLDER,
+    Choice,
     base_model_option,
     check_recipe,
     complete_files,
@@ -24,28 +27,28 @@ from hubtool.cli.options import (
     with_console,
     yes_option,
 )
-from hubtool.cli.upload import outlook_document, outlook_text, release_document, release_text
+from hubtool.cli.upload import plan_document, plan_text, published_document, published_text
+from hubtool.convert.job import Effort
 from hubtool.errors import UsageError
-from hubtool.plan.budget import Request, plan_all
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-    from hubtool.convert.job import Effort
-    from hubtool.hub.destination import Destination
-    from hubtool.record import Evidence, Rung
-    from hubtool.release.publish import Release
+from hubtool.hub.destination import Destination
+from hubtool.plan.budget import Request
+from hubtool.record import RUNGS, Rung
+from hubtool.release import publish
+from hubtool.release.file import load_release
+from hubtool.release.folder import Published
+from hubtool.release.publish import DryRun
+from hubtool.release.release import Release, Variant, require_notes
 
 RELEASE_SUFFIX = ".toml"
 
-RELEASE_OPTIONS = frozenset(
+IN_THE_FILE = frozenset(
     {
-        *("jobs", "memory_limit", "measure_error"),
-        *("dry_run", "yes", "rehearse", "rehearsal_data", "rehearsal_discard"),
-        *("json_mode", "quiet", "verbose"),
+        *("recipe", "repo", "public", "public_after_verify", "revision", "tag", "collection"),
+        *("folder", "base_model", "disk_limit", "keep_source", "notes", "statistics"),
+        *("template_dir", "tags", "languages"),
     }
 )
-"""Options of this machine and this run, which go with a release; all that is published stands in its file."""
+"""Options for which a release has its own words; the others are about this run, or add to what its file says."""
 
 
 @click.command(
@@ -70,6 +73,8 @@ RELEASE_OPTIONS = frozenset(
 @base_model_option
 @download_options
 @effort_options
+@click.option("--notes", default="", help="Text for the notes of the card, where they are empty.")
+@click.option("--validate", "rungs", multiple=True, type=Choice(RUNGS), help="Must be passed first; may be repeated.")
 @click.option("--stream", is_flag=True, help="Send each shard while it is made: none ever lies on this disk.")
 @dry_run_option
 @yes_option
@@ -78,19 +83,23 @@ RELEASE_OPTIONS = frozenset(
 @click.option("--rehearsal-data", type=FOLDER, help="Where the rehearsal Hub keeps its repos.  [default: beside --out]")
 @click.option("--rehearsal-discard", is_flag=True, help="Let the rehearsal Hub drop what it has checked.")
 @with_console
+@card_options
 def command(
     console: Console,
     source: str,
     recipe: str | None,
     statistics: Path | None,
     request: Request | None,
-    to: "Destination | None",
+    to: Destination | None,
+    wording: Wording,
     folder: Path | None,
     base_model: str | None,
-    effort: "Effort",
+    effort: Effort,
     *,
     disk_limit: int | None,
     keep_source: bool,
+    notes: str,
+    rungs: tuple[Rung, ...],
     stream: bool,
     dry_run: bool,
     yes: bool,
@@ -105,196 +114,96 @@ def command(
 
     A file that ends in .toml is a release of several variants: they are made in one pass over the source.
     """
-    hub = _Hub(console, yes, rehearse, rehearsal_data, rehearsal_discard)
-    if source.endswith(RELEASE_SUFFIX):
-        _refuse_options(source)
-        if dry_run:
-            _look_at_release(hub, Path(source))
-        else:
-            _publish_release(hub, Path(source), effort)
-        return
-    if (recipe is None and request is None) or to is None:
-        raise UsageError(
-            "needs --recipe, or --fit, and --to", where=source, remedy="give both, or a release in a .toml file"
+    several = source.endswith(RELEASE_SUFFIX)
+    if several:
+        release = _load(Path(source), rungs, sign_key, wording, stream=stream)
+    else:
+        if (recipe is None and request is None) or to is None:
+            remedy = "give both, or a release in a .toml file"
+            raise UsageError("needs --recipe, or --fit, and --to", where=source, remedy=remedy)
+        require_notes(notes, "--notes")
+        out = folder or Path(to.repo.rpartition("/")[2])
+        console.log_to(out)
+        release = Release(
+            source,
+            (Variant(recipe, to, out, notes),),
+            out,
+            base_model=base_model,
+            disk_limit=disk_limit,
+            keep_source=keep_source,
+            whole=False,
+            validate=rungs,
+            wording=wording,
+            statistics=statistics,
+            fit=request,
+            stream=stream,
+            sign_key=sign_key,
         )
-    from hubtool.checkpoint.open import open_source
-    from hubtool.release.publish import check_before
-
-    folder = folder or Path(to.repo.rpartition("/")[2])
-    console.log_to(folder)
-    with closing(open_source(source, base_model, out=folder, disk_limit=disk_limit, keep_source=keep_source)) as opened:
-        check_before(opened, to.repo, console)
-        (plan,) = plan_all(opened, [recipe] if recipe else [], request, statistics)
-        run = _Run(hub, opened, plan, folder, to, effort, sign_key)
-        if stream and sign_key:
-            raise UsageError("a streamed folder cannot be signed: its shards never lie here", where="--sign")
-        if dry_run:
-            run.look()
-        elif stream:
-            run.stream()
-        else:
-            run.publish()
+    data = (rehearsal_data or release.out.absolute().parent / "rehearsal") if rehearse else None
+    with publish.open_release(release, console) as opened:
+        if not (rehearse or dry_run):
+            repos = ", ".join(each.destination.repo for each in release.variants)
+            confirm(console, open_hub().endpoint, repos, yes=yes)
+        with _hub(data, discard=rehearsal_discard) as api:
+            if dry_run:
+                _answer_plans(console, publish.dry_run(api, opened, console), several=several)
+            else:
+                _answer(console, publish.publish(api, opened, effort, console), data, several=several)
 
 
-class _Hub:
-    """The Hub that is written to, or a rehearsal of it."""
+def _load(path: Path, rungs: tuple[Rung, ...], sign_key: Path | None, wording: Wording, *, stream: bool) -> Release:
+    """The release of a file, with what the options of this run add to it.
 
-    def __init__(self, console: Console, yes: bool, rehearse: bool, data: Path | None, discard: bool) -> None:
-        self.console = console
-        self.rehearse = rehearse
-        self._yes = yes
-        self._data = data
-        self._discard = discard
-
-    def data(self, folder: Path) -> Path:
-        """Where the rehearsal Hub of a folder keeps its repos."""
-        return self._data or folder.absolute().parent / "rehearsal"
-
-    def confirm(self, repos: Sequence[str]) -> None:
-        """Ask for consent, before hours of work."""
-        if not self.rehearse:
-            confirm(self.console, open_hub().endpoint, ", ".join(repos), yes=self._yes)
-
-    @contextmanager
-    def open(self, folder: Path) -> Iterator["HfApi"]:
-        """The Hub for the time of a `with`."""
-        if self.rehearse:
-            with rehearsal(self.data(folder), discard=self._discard) as api:
-                yield api
-        else:
-            yield open_hub()
-
-    def answer(self, folder: Path, document: Any, text: str) -> None:
-        """The command's answer, with where a rehearsal's repos lie."""
-        if self.rehearse:
-            data = self.data(folder)
-            text += f"\nrehearsal   {data} holds the repo; `hubtool rehearse --data {data}` serves it"
-            if isinstance(document, dict):
-                document["rehearsal_data"] = str(data)
-        self.console.answer(document, lambda: text)
-
-
-class _Run:
-    """One checkpoint, one recipe, one repo."""
-
-    def __init__(
-        self,
-        hub: _Hub,
-        source: Any,
-        plan: Any,
-        folder: Path,
-        to: "Destination",
-        effort: "Effort",
-        sign_key: Path | None,
-    ) -> None:
-        self._sign_key = sign_key
-        self._hub = hub
-        self._source = source
-        self._plan = plan
-        self._folder = folder
-        self._to = to
-        self._effort = effort
-
-    def publish(self) -> None:
-        from hubtool.convert.convert import convert_sources
-        from hubtool.convert.job import Job
-        from hubtool.release.publish import addressed, foresee, publish_folder
-        from hubtool.release.signing import sign
-
-        console = self._hub.console
-        self._hub.confirm([self._to.repo])
-        with self._hub.open(self._folder) as api:
-            foresee(api, self._plan, self._folder, self._to, console)
-        (converted,) = convert_sources(self._source, [Job(self._plan, self._folder)], self._effort, console)
-        if self._sign_key is not None:
-            converted = addressed(converted, self._to.repo)
-            sign(converted.folder, converted.record, self._sign_key)
-        with self._hub.open(self._folder) as api:
-            self._answer(publish_folder(api, converted, self._to, console))
-
-    def stream(self) -> None:
-        from hubtool.convert.job import Job
-        from hubtool.release.stream import Streaming
-
-        self._hub.confirm([self._to.repo])
-        job = Job(self._plan, self._folder)
-        with self._hub.open(self._folder) as api:
-            streaming = Streaming(api, self._source, job, self._to, self._hub.console, self._effort)
-            self._answer(streaming.publish())
-
-    def look(self) -> None:
-        from hubtool.convert.job import Job
-        from hubtool.release.publish import look
-
-        job = Job(self._plan, self._folder)
-        with self._hub.open(self._folder) as api:
-            converted, outlook = look(api, self._source, job, self._to, self._hub.console)
-        document = {"converted": converted} | outlook_document(self._to, outlook)
-        self._hub.console.answer(document, lambda: outlook_text(self._to, outlook))
-
-    def _answer(self, release: "Release") -> None:
-        document = converted_document(release.converted) | release_document(release)
-        text = f"{converted_text(release.converted)}\n{release_text(release)}"
-        self._hub.answer(self._folder, document, text)
-
-
-def _refuse_options(release: str) -> None:
-    """Raise UsageError if an option was given that a release has its own word for, or cannot have."""
+    Raises:
+        UsageError: An option was given that a release has its own word for.
+    """
     context = click.get_current_context()
     given = [
         "/".join([*parameter.opts, *parameter.secondary_opts])
         for parameter in context.command.params
         if isinstance(parameter, click.Option)
-        and parameter.name not in RELEASE_OPTIONS
-        and context.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
+        and parameter.name in IN_THE_FILE
+        and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
     ]
     if given:
         raise UsageError(
             "a release says itself what is published, and where",
-            where=release,
+            where=path,
             found=", ".join(given),
             remedy="leave that out, and write it into the file as far as a release has it",
         )
-
-
-def _publish_release(hub: _Hub, path: Path, effort: "Effort") -> None:
-    from hubtool.release.file import load_release
-    from hubtool.release.publish import publish_release
-
     release = load_release(path)
-    hub.confirm([variant.destination.repo for variant in release.variants])
-    with hub.open(release.out) as api:
-        published = publish_release(api, release, effort, hub.console, _validator(hub.console))
-    documents = [converted_document(each.converted) | release_document(each) for each in published]
-    text = "\n\n".join(f"{converted_text(each.converted)}\n{release_text(each)}" for each in published)
-    hub.answer(release.out, {"variants": documents}, text)
+    release = release.proposed() if context.params["pr"] else release
+    return replace(
+        release,
+        validate=tuple(dict.fromkeys([*release.validate, *rungs])),
+        stream=release.stream or stream,
+        sign_key=sign_key or release.sign_key,
+        wording=replace(release.wording, may_replace=wording.may_replace),
+    )
 
 
-def _look_at_release(hub: _Hub, path: Path) -> None:
-    from hubtool.release.file import load_release
-    from hubtool.release.publish import look_at_release
-
-    release = load_release(path)
-    with hub.open(release.out) as api:
-        found = look_at_release(api, release, hub.console)
-    documents = [{"converted": each.converted} | outlook_document(each.to, each.outlook) for each in found]
-    text = "\n\n".join(outlook_text(each.to, each.outlook) for each in found)
-    hub.console.answer({"variants": documents}, lambda: text)
+@contextmanager
+def _hub(data: Path | None, *, discard: bool) -> Iterator[HfApi]:
+    """The Hub that is written to, for the time of a `with`: a rehearsal if there is a folder for its data."""
+    if data is None:
+        yield open_hub()
+    else:
+        with rehearsal(data, discard=discard) as api:
+            yield api
 
 
-def _validator(console: Console) -> Any:
-    """Climbs rungs of the ladder for a folder, as `hubtool validate` does."""
+def _answer(console: Console, published: Sequence[Published], data: Path | None, *, several: bool) -> None:
+    documents = [converted_document(each.converted) | published_document(each) for each in published]
+    document: dict[str, object] = {"variants": documents} if several else documents[0]
+    text = "\n\n".join(f"{converted_text(each.converted)}\n{published_text(each)}" for each in published)
+    if data is not None:
+        text += f"\nrehearsal   {data} holds the repo; `hubtool rehearse --data {data}` serves it"
+        document["rehearsal_data"] = str(data)
+    console.answer(document, lambda: text)
 
-    def validate(folder: Path, rungs: Sequence["Rung"]) -> Sequence["Evidence"]:
-        from hubtool.card.documents import add_evidence
-        from hubtool.guard.guard import Limits
-        from hubtool.record import require_record
-        from hubtool.validate.ladder import Request, default_limit
-        from hubtool.validate.ladder import validate as climb
 
-        request = Request(Limits(default_limit()), frozenset(rungs))
-        evidence = list(climb(folder, require_record(folder), request, console))
-        add_evidence(folder, evidence, wait=True)
-        return [each for each in evidence if each.check in rungs]
-
-    return validate
+def _answer_plans(console: Console, runs: Sequence[DryRun], *, several: bool) -> None:
+    documents = [{"converted": each.converted} | plan_document(each.to, each.plan) for each in runs]
+    text = "\n\n".join(plan_text(each.to, each.plan) for each in runs)
+    console.answer({"variants": documents} if several else documents[0], lambda: text)

@@ -15,8 +15,8 @@ from hubtool.errors import UsageError
 if TYPE_CHECKING:
     from hubtool.card.documents import Wording
     from hubtool.hub.destination import Destination
-    from hubtool.hub.upload import Outlook
-    from hubtool.release.publish import Release
+    from hubtool.hub.upload import UploadPlan
+    from hubtool.release.folder import Published
 
 
 @click.command(
@@ -42,24 +42,24 @@ def command(
         raise UsageError("needs --to", remedy="say where to, as --to ORG/NAME")
     from hubtool.convert.convert import Converted
     from hubtool.record import require_record
-    from hubtool.release.publish import Manner, look_at_folder, publish_folder
+    from hubtool.release.folder import Manner, plan_folder, publish_folder
 
     record = require_record(folder)
     console.log_to(folder)
     api = open_hub()
     converted = Converted(folder, record, fresh=False)
     if dry_run:
-        outlook = look_at_folder(api, converted, to, console, Manner(wording))
-        console.answer(outlook_document(to, outlook), lambda: outlook_text(to, outlook))
+        plan = plan_folder(api, converted, to, console, Manner(wording))
+        console.answer(plan_document(to, plan), lambda: plan_text(to, plan))
         return
     confirm(console, api.endpoint, to.repo, yes=yes)
-    release = publish_folder(api, converted, to, console, Manner(wording))
-    console.answer(release_document(release), lambda: release_text(release))
+    published = publish_folder(api, converted, to, console, Manner(wording))
+    console.answer(published_document(published), lambda: published_text(published))
 
 
-def outlook_document(to: "Destination", outlook: "Outlook") -> dict[str, Any]:
+def plan_document(to: "Destination", plan: "UploadPlan") -> dict[str, Any]:
     """What an upload would do."""
-    place = outlook.place
+    place = plan.place
     return {
         "repo": to.repo,
         "exists": place.exists,
@@ -68,61 +68,61 @@ def outlook_document(to: "Destination", outlook: "Outlook") -> dict[str, Any]:
         "revision": place.revision,
         "pull_request": place.pull_request,
         "head": place.head,
-        "send": list(outlook.send),
-        "nbytes": outlook.nbytes,
-        "keep": list(outlook.keep),
-        "delete": list(outlook.delete),
-        "foreign": list(outlook.foreign),
+        "send": list(plan.send),
+        "nbytes": plan.nbytes,
+        "keep": list(plan.keep),
+        "delete": list(plan.delete),
+        "foreign": list(plan.foreign),
     }
 
 
-def outlook_text(to: "Destination", outlook: "Outlook") -> str:
+def plan_text(to: "Destination", plan: "UploadPlan") -> str:
     """What an upload would do, as lines."""
-    place = outlook.place
+    place = plan.place
     state = "there" if place.made else "to be made" if not place.exists else "to be made in the repo that is there"
     repo = f"{state}, {'private' if place.private else 'public'}"
     where = f"a pull request to {to.repo}" if to.pull_request else f"{to.repo}, branch {to.revision}"
     lines = [
         f"destination {where} ({repo})",
-        f"to send     {len(outlook.send)} files, {units.format_nbytes(outlook.nbytes)}",
-        *(f"            {name}" for name in outlook.send),
-        f"there       {len(outlook.keep)} files as they should be",
+        f"to send     {len(plan.send)} files, {units.format_nbytes(plan.nbytes)}",
+        *(f"            {name}" for name in plan.send),
+        f"there       {len(plan.keep)} files as they should be",
     ]
-    lines += [f"to delete   {', '.join(outlook.delete)}"] if outlook.delete else []
-    lines += [f"left alone  {', '.join(outlook.foreign)}"] if outlook.foreign else []
+    lines += [f"to delete   {', '.join(plan.delete)}"] if plan.delete else []
+    lines += [f"left alone  {', '.join(plan.foreign)}"] if plan.foreign else []
     return "\n".join([*lines, "nothing was written"])
 
 
-def release_document(release: "Release") -> dict[str, Any]:
-    """The facts of a published release."""
-    published = release.published
+def published_document(published: "Published") -> dict[str, Any]:
+    """The facts of what was published."""
+    uploaded = published.uploaded
     return {
-        "repo": published.repo,
-        "commit": published.commit,
-        "url": published.url,
-        "tag": release.tag,
-        "pull_request": published.pull_request,
-        "files": published.files,
-        "uploaded_nbytes": published.nbytes,
-        "changed": published.changed,
-        "deleted": msgspec.to_builtins(published.deleted),
-        "foreign": msgspec.to_builtins(published.foreign),
-        "verified": not release.verification.problems,
+        "repo": uploaded.repo,
+        "commit": uploaded.commit,
+        "url": uploaded.url,
+        "tag": published.tag,
+        "pull_request": uploaded.pull_request,
+        "files": uploaded.files,
+        "uploaded_nbytes": uploaded.nbytes,
+        "changed": uploaded.changed,
+        "deleted": msgspec.to_builtins(uploaded.deleted),
+        "foreign": msgspec.to_builtins(uploaded.foreign),
+        "verified": not published.verification.problems,
     }
 
 
-def release_text(release: "Release") -> str:
-    """The facts of a published release, as lines."""
-    published = release.published
+def published_text(published: "Published") -> str:
+    """The facts of what was published, as lines."""
+    uploaded = published.uploaded
     lines = [
-        f"repo        {published.repo}",
-        f"page        {published.url}",
-        f"commit      {published.commit}",
+        f"repo        {uploaded.repo}",
+        f"page        {uploaded.url}",
+        f"commit      {uploaded.commit}",
     ]
-    lines += [f"tag         {release.tag}"] if release.tag else []
-    lines += [f"deleted     {', '.join(published.deleted)}"] if published.deleted else []
+    lines += [f"tag         {published.tag}"] if published.tag else []
+    lines += [f"deleted     {', '.join(uploaded.deleted)}"] if uploaded.deleted else []
     lines.append(
-        f"verified    {published.files} files, {units.format_nbytes(published.nbytes)}: the Hub's hashes are those "
+        f"verified    {uploaded.files} files, {units.format_nbytes(uploaded.nbytes)}: the Hub's hashes are those "
         "of the record and the folder"
     )
     return "\n".join(lines)

@@ -82,14 +82,15 @@ class Place:
     pull_request: int | None = None
 
 
-def find_place(hub: PatientHub, to: Destination, state: State, title: str) -> Place:
-    """The destination as it stands; nothing is written.
+def find_place(hub: PatientHub, to: Destination, state: State, title: str, known: Place | None = None) -> Place:
+    """The destination as it stands now; nothing is written.
 
     Args:
         hub: The Hub.
         to: The destination.
         state: What earlier runs have done there.
         title: The title that a pull request of this release has.
+        known: The destination as it stood before: its files are not listed again if its commit is the same.
 
     Raises:
         HubError: The Hub refused, or could not be reached; the pull request was closed.
@@ -108,24 +109,33 @@ def find_place(hub: PatientHub, to: Destination, state: State, title: str) -> Pl
         made = not to.pull_request
     head = found.sha
     assert head is not None
-    files = hub.attempt(to.repo, lambda: list_files(hub.api, to.repo, head))
+    same = known is not None and known.head == head
+    files = known.files if known and same else hub.attempt(to.repo, lambda: list_files(hub.api, to.repo, head))
     return Place(True, bool(info.private), revision, head, made, files, number)
 
 
-def make_place(hub: PatientHub, to: Destination, state: State, title: str, description: str) -> Place:
-    """The destination, made where it was not there.
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a pull request says: the title by which it is found again, and a line below it."""
+
+    title: str
+    description: str
+
+
+def make_place(hub: PatientHub, to: Destination, state: State, proposal: Proposal, found: Place) -> Place:
+    """The destination, made where it was not there when it was `found`.
 
     Raises:
         HubError: The Hub refused, or could not be reached.
     """
-    place = find_place(hub, to, state, title)
+    place = found
     if not place.exists:
         _create_repo(hub, to)
-        place = find_place(hub, to, state, title)
+        place = find_place(hub, to, state, proposal.title)
     if place.made:
         return place
     if to.pull_request:
-        number = _open_pull_request(hub, to.repo, title, description)
+        number = _open_pull_request(hub, to.repo, proposal)
         state.pull_request = number
         return replace(place, revision=f"refs/pr/{number}", made=True, pull_request=number)
     hub.attempt(to.repo, lambda: hub.api.create_branch(to.repo, branch=to.revision, exist_ok=True))
@@ -144,7 +154,7 @@ def check_rights(hub: PatientHub, to: Destination, place: Place, nbytes: int) ->
     Raises:
         HubError: There is no token, it may not write there, or not to that namespace.
     """
-    me = hub.attempt(to.repo, hub.api.whoami)
+    me = hub.me(to.repo)
     token = me.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise HubError("the token may only read", where=to.repo, remedy="make one that may write, and set HF_TOKEN")
@@ -223,7 +233,7 @@ def _create_repo(hub: PatientHub, to: Destination) -> None:
 
 def _find_pull_request(hub: PatientHub, repo: str, state: State, title: str) -> int | None:
     """The number of the pull request that an earlier run has opened, if it was not merged."""
-    me = hub.attempt(repo, hub.api.whoami)["name"]
+    me = hub.me(repo)["name"]
     known = _read_pull_request(hub, repo, state.pull_request, me)
     if known is None:
         found = next(iter(_search_pull_requests(hub, repo, me, title)), None)
@@ -262,12 +272,14 @@ def _search_pull_requests(hub: PatientHub, repo: str, author: str, title: str) -
     return [each.num for each in found if each.title == title and each.status in ("open", "draft")]
 
 
-def _open_pull_request(hub: PatientHub, repo: str, title: str, description: str) -> int:
-    me = hub.attempt(repo, hub.api.whoami)["name"]
+def _open_pull_request(hub: PatientHub, repo: str, proposal: Proposal) -> int:
+    me = hub.me(repo)["name"]
 
     def landed() -> int | None:
-        return next(iter(_search_pull_requests(hub, repo, me, title)), None)
+        return next(iter(_search_pull_requests(hub, repo, me, proposal.title)), None)
 
     return hub.attempt(
-        repo, lambda: hub.api.create_pull_request(repo, title, description=description).num, landed=landed
+        repo,
+        lambda: hub.api.create_pull_request(repo, proposal.title, description=proposal.description).num,
+        landed=landed,
     )

@@ -13,13 +13,13 @@ from hubtool.hub.destination import MAIN, Destination
 from hubtool.hub.patience import PatientHub
 from hubtool.hub.private import UploadInfo
 from hubtool.hub.reader import has_record
-from hubtool.hub.upload import Published, find_tag, record_digest
+from hubtool.hub.upload import Uploaded, find_tag, record_digest
 from hubtool.record import Record
 
 CONFLICT = 409
 
 
-def finish(hub: PatientHub, to: Destination, record: Record, published: Published) -> str | None:
+def finish(hub: PatientHub, to: Destination, record: Record, uploaded: Uploaded) -> str | None:
     """The tag that the verified commit now has, None for a pull request.
 
     A pull request is opened for review; a repo is made public and added to a collection, if that is wanted. All of it
@@ -29,10 +29,10 @@ def finish(hub: PatientHub, to: Destination, record: Record, published: Publishe
         HubError: The Hub refused, or could not be reached.
     """
     if to.pull_request:
-        if published.pull_request is not None:  # it is not, if all of it was merged
-            _open_for_review(hub, to.repo, published.pull_request)
+        if uploaded.pull_request is not None:  # it is not, if all of it was merged
+            _open_for_review(hub, to.repo, uploaded.pull_request)
         return None
-    tag = _tag(hub, to, record, published.commit)
+    tag = _tag(hub, to, record, uploaded.commit)
     if to.public_after_verify:
         hub.attempt(to.repo, lambda: hub.api.update_repo_settings(to.repo, private=False))
     if to.collection is not None:
@@ -66,16 +66,16 @@ def default_tag(record: Record) -> str:
 def _tag(hub: PatientHub, to: Destination, record: Record, commit: str) -> str:
     tag = to.tag or default_tag(record)
 
-    def create() -> str:
+    def create() -> str | None:
         try:
             hub.api.create_tag(to.repo, tag=tag, revision=commit)
         except HfHubHTTPError as error:
             if error.response.status_code != CONFLICT:
                 raise
+            return find_tag(hub, to.repo, tag)
         return commit
 
-    hub.attempt(f"{to.repo}: tag {tag}", create, landed=lambda: find_tag(hub, to.repo, tag))
-    named = find_tag(hub, to.repo, tag)
+    named = hub.attempt(f"{to.repo}: tag {tag}", create, landed=lambda: find_tag(hub, to.repo, tag))
     if named == commit:
         return tag
     if named is None or not has_record(hub, to.repo, named, record):

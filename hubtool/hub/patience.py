@@ -16,7 +16,7 @@ up, or never repeats, is judged here:
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -139,6 +139,7 @@ class PatientHub:
     patience: Patience = Patience()
     say: Callable[[str], None] = ignore
     _answered: bool = field(default=False, init=False)
+    _me: Mapping[str, Any] | None = field(default=None, init=False)
 
     def attempt(self, what: str, call: Callable[[], T], landed: Callable[[], T | None] = lambda: None) -> T:
         """What `call` comes to, tried again as long as that may help.
@@ -178,6 +179,19 @@ class PatientHub:
                     raise _explained(error, what) from error
                 self.say(f"{what}: {_reason(error)}; trying again in {format_seconds(pause)}")
                 self.patience.sleep(pause)
+
+    def me(self, what: str) -> Mapping[str, Any]:
+        """Who the token belongs to, as the Hub says; it is asked once.
+
+        Args:
+            what: See `attempt`.
+
+        Raises:
+            HubError: See `attempt`.
+        """
+        if self._me is None:
+            self._me = self.attempt(what, self.api.whoami)
+        return self._me
 
     def ask(self, method: str, path: str, what: str, **content: Any) -> Any:
         """The JSON that answers a request that may be repeated at any time.

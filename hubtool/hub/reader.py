@@ -49,7 +49,16 @@ def read_hub_record(hub: PatientHub, repo: str, commit: str) -> Record:
         RecordError: It cannot be read.
         HubError: The Hub refused, or could not be reached.
     """
-    content = read_hub_file(hub, repo, commit, RECORD_FILE)
+    return decode_hub_record(repo, read_hub_file(hub, repo, commit, RECORD_FILE))
+
+
+def decode_hub_record(repo: str, content: bytes | None) -> Record:
+    """The record of a repo from the bytes of its hubtool.json, None if it has no such file.
+
+    Raises:
+        VerificationError: The repo has none.
+        RecordError: It cannot be read.
+    """
     if content is None:
         raise VerificationError(
             "has no record", where=repo, expected=RECORD_FILE, remedy="hubtool verifies what hubtool published"

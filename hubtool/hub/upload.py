@@ -5,7 +5,7 @@ Readers see the old state or the whole new one, and a run that was cut off is si
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationDelete
@@ -15,7 +15,7 @@ from hubtool.files.read import file_sha256
 from hubtool.hub.blobs import Blobs, choose_large, chosen_addition, require_unchanged, stored_addition
 from hubtool.hub.client import HubFile, git_sha1, list_files
 from hubtool.hub.commit import Operation, card_refused, commit_once
-from hubtool.hub.destination import Destination, Place, check_rights, find_place, make_place
+from hubtool.hub.destination import Destination, Place, Proposal, check_rights, find_place, make_place
 from hubtool.hub.patience import BAD_REQUEST, PatientHub, refused_status
 from hubtool.hub.private import UploadInfo
 from hubtool.hub.reader import has_record, read_hub_file, read_hub_record
@@ -45,8 +45,8 @@ DIGEST_LENGTH = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """A repo as it was left.
+class Uploaded:
+    """A repo as an upload left it.
 
     Attributes:
         repo: `org/name`.
@@ -72,7 +72,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class UploadPlan:
     """What an upload would do, after all checks.
 
     Attributes:
@@ -128,71 +128,100 @@ class Upload:
     """
 
     def __init__(
-        self, hub: PatientHub, folder: Path, record: Record, to: Destination, sent: Mapping[str, Blob] | None = None
+        self,
+        hub: PatientHub,
+        folder: Path,
+        record: Record,
+        to: Destination,
+        sent: Mapping[str, Blob] | None = None,
     ) -> None:
         self._hub = hub
         self._folder = folder
         self._record = record
         self._to = to
         self._sent = dict(sent or {})
+        self._known: Place | None = None
         self._names = published_names(record, folder)
         self._hashes = record.hashes()
-        self._seen: Outlook | None = None
+        self._planned: UploadPlan | None = None
         self._state = State(folder, hub.api.endpoint, to.key)
         self._title = release_title(record.recipe.name, record.plan.digest)
 
-    def look(self) -> Outlook:
+    def find(self, known: Place | None = None) -> Place:
+        """The destination as it stands now: what is decided of it, and the commit, go by this.
+
+        Args:
+            known: As it stood when the rights to it were checked, if they were: they are not checked again.
+
+        Raises:
+            HubError: The Hub refused, or could not be reached.
+        """
+        self._known = known
+        return find_place(self._hub, self._to, self._state, self._title, known)
+
+    def plan(self, place: Place | None = None) -> UploadPlan:
         """What `run` would do; all checks are made, and nothing is written.
+
+        Args:
+            place: The destination as `find` has just found it.
 
         Raises:
             OutputError: A file of the record is not in the folder, or the Hub would refuse the card.
             HubError: The Hub refused, or could not be reached; the tag is taken; the repo was withdrawn.
         """
         self._check_folder()
-        outlook = self._outlook(find_place(self._hub, self._to, self._state, self._title))
-        check_rights(self._hub, self._to, outlook.place, outlook.nbytes)
-        self._check_withdrawal(outlook)
-        self._check_card()
-        self._check_tag(outlook)
-        self._tell_visibility(outlook.place)
-        self._seen = outlook
-        return outlook
+        planned = self._compare(place or self.find())
+        if self._known is None or self._known.exists != planned.place.exists:
+            check_rights(self._hub, self._to, planned.place, planned.nbytes)
+        self._check_withdrawal(planned)
+        if CARD_FILE in planned.send:
+            self._check_card()
+        self._check_tag(planned)
+        self._tell_visibility(planned.place)
+        self._planned = planned
+        return planned
 
-    def run(self, watch: Watch = UNWATCHED) -> Published:
-        """Publish, and look whether an answer that was lost did not come of a commit that landed.
+    def run(self, watch: Watch = UNWATCHED) -> Uploaded:
+        """Publish what was planned, and look whether an answer that was lost did not come of a commit that landed.
 
         Raises:
             OutputError: A file of the record is not in the folder, or has changed, or the Hub would refuse the card.
-            HubError: The Hub refused, could not be reached, or someone else has committed meanwhile; what was sent
+            HubError: The Hub refused, could not be reached, or someone else has committed since `find`; what was sent
                 stays sent.
         """
-        seen = self._seen or self.look()
-        stands = seen.place.made or self._to.pull_request  # one that would propose nothing is not opened
-        if stands and seen.place.head is not None and not seen.send and not seen.delete:
-            return self._published(seen, seen.place.head)
-        description = f"{format_nbytes(sum(file.nbytes for file in self._record.files))} in {len(self._names)} files"
-        place = make_place(self._hub, self._to, self._state, self._title, description)
-        outlook = self._outlook(place)
-        assert place.head is not None
-        if not outlook.send and not outlook.delete:
-            return self._published(outlook, place.head)
-        with watch.stage("send", sum(self._nbytes(name) for name in outlook.send if name not in self._sent)) as advance:
-            operations = self._operations(outlook, advance)
+        planned = self._planned or self.plan()
+        stands = planned.place.made or self._to.pull_request  # one that would propose nothing is not opened
+        if stands and planned.place.head is not None and not planned.send and not planned.delete:
+            return self._uploaded(planned, planned.place.head)
+        planned = self._made(planned)
+        assert planned.place.head is not None
+        if not planned.send and not planned.delete:
+            return self._uploaded(planned, planned.place.head)
+        total = sum(self._nbytes(name) for name in planned.send if name not in self._sent)
+        with watch.stage("send", total) as advance:
+            operations = self._operations(planned, advance)
         with watch.stage("commit"):
-            commit = self._commit(outlook, operations)
-        return self._published(outlook, commit)
+            commit = self._commit(planned, operations)
+        return self._uploaded(planned, commit)
 
-    def _published(self, outlook: Outlook, commit: str) -> Published:
-        return Published(
+    def _made(self, planned: UploadPlan) -> UploadPlan:
+        """The plan for the destination that was made, if it had to be."""
+        description = f"{format_nbytes(sum(file.nbytes for file in self._record.files))} in {len(self._names)} files"
+        found = planned.place
+        place = make_place(self._hub, self._to, self._state, Proposal(self._title, description), found)
+        return replace(planned, place=place) if place.files is found.files else self._compare(place)
+
+    def _uploaded(self, planned: UploadPlan, commit: str) -> Uploaded:
+        return Uploaded(
             repo=self._to.repo,
             commit=commit,
-            url=self._url(commit, outlook.place),
+            url=self._url(commit, planned.place),
             files=len(self._names),
             nbytes=sum(self._nbytes(name) for name in self._names),
-            changed=commit != outlook.place.head,
-            deleted=outlook.delete,
-            foreign=outlook.foreign,
-            pull_request=outlook.place.pull_request,
+            changed=commit != planned.place.head,
+            deleted=planned.delete,
+            foreign=planned.foreign,
+            pull_request=planned.place.pull_request,
         )
 
     def _tell_visibility(self, place: Place) -> None:
@@ -222,15 +251,15 @@ class Upload:
         if problems:
             raise card_refused(self._folder / CARD_FILE, "; ".join(problems))
 
-    def _check_withdrawal(self, outlook: Outlook) -> None:
+    def _check_withdrawal(self, planned: UploadPlan) -> None:
         """Raise HubError if the commit would take back, without a word, that these very weights were withdrawn."""
-        place = outlook.place
-        if RECORD_FILE not in outlook.send or RECORD_FILE not in place.files or place.head is None:
+        place = planned.place
+        if RECORD_FILE not in planned.send or RECORD_FILE not in place.files or place.head is None:
             return
         try:
             earlier = read_hub_record(self._hub, self._to.repo, place.head)
         except RecordError:
-            return  # `_outlook` has said so
+            return  # `_compare` has said so
         if earlier.withdrawn and not self._record.withdrawn and earlier.subject == self._record.subject:
             raise HubError(
                 "was withdrawn, and would no longer say so",
@@ -240,9 +269,9 @@ class Upload:
                 remedy="convert again, or publish it as another repo",
             )
 
-    def _check_tag(self, outlook: Outlook) -> None:
+    def _check_tag(self, planned: UploadPlan) -> None:
         """Raise HubError if the tag that was asked for is that of another release."""
-        if self._to.tag is None or not outlook.place.exists:
+        if self._to.tag is None or not planned.place.exists:
             return
         taken = find_tag(self._hub, self._to.repo, self._to.tag)
         if taken is not None and not has_record(self._hub, self._to.repo, taken, self._record):
@@ -253,12 +282,12 @@ class Upload:
                 remedy="choose another --tag, or delete that one",
             )
 
-    def _outlook(self, place: Place) -> Outlook:
+    def _compare(self, place: Place) -> UploadPlan:
         send = tuple(name for name in self._names if not self._is_there(name, place.files.get(name)))
         ours = set(self._earlier_names(place))
         delete = tuple(sorted(name for name in ours & place.files.keys() if name not in self._names))
         known = {*self._names, *delete, ATTRIBUTES_FILE}
-        return Outlook(
+        return UploadPlan(
             place=place,
             send=send,
             keep=tuple(name for name in self._names if name not in send),
@@ -271,6 +300,8 @@ class Upload:
         """The files at the destination that an earlier release has put there."""
         if RECORD_FILE not in place.files or place.head is None:
             return ()
+        if self._is_there(RECORD_FILE, place.files[RECORD_FILE]):
+            return [*self._hashes, *DERIVED_FILES]
         content = read_hub_file(self._hub, self._to.repo, place.head, RECORD_FILE)
         try:
             earlier = decode_record(content or b"")
@@ -291,24 +322,24 @@ class Upload:
             return there.sha256 == (self._hashes.get(name) or file_sha256(path))
         return name not in self._sent and there.git_sha1 == git_sha1(path.read_bytes())
 
-    def _operations(self, outlook: Outlook, advance: Advance) -> Callable[[], Sequence[Operation]]:
+    def _operations(self, planned: UploadPlan, advance: Advance) -> Callable[[], Sequence[Operation]]:
         """Send every large content; what gives the lines of the commit, anew for each try."""
-        blobs = Blobs(self._hub, self._to.repo, outlook.place.revision, self._state)
+        blobs = Blobs(self._hub, self._to.repo, planned.place.revision, self._state)
         sent = {**blobs.held(), **self._sent}
         sent = {name: blob for name, blob in sent.items() if blob.sha256 == self._hashes.get(name)}
-        infos = {name: UploadInfo.from_path(str(self._folder / name)) for name in outlook.send if name not in sent}
-        large = choose_large(self._hub, self._to.repo, outlook.place.revision, infos)
-        regular = {name: self._content(name) for name in outlook.send if name not in sent and name not in large}
-        for name in outlook.send:
+        infos = {name: UploadInfo.from_path(str(self._folder / name)) for name in planned.send if name not in sent}
+        large = choose_large(self._hub, self._to.repo, planned.place.revision, infos)
+        regular = {name: self._content(name) for name in planned.send if name not in sent and name not in large}
+        for name in planned.send:
             if name in large:
                 sent[name] = blobs.send_file(name, self._folder / name, self._hashes.get(name), advance)
             elif name not in self._sent:
                 advance(self._nbytes(name), name, found=name in sent)
 
         def make() -> Sequence[Operation]:
-            stored = [stored_addition(name, sent[name]) for name in outlook.send if name not in regular]
+            stored = [stored_addition(name, sent[name]) for name in planned.send if name not in regular]
             small = [chosen_addition(name, content, large=False) for name, content in regular.items()]
-            return [*stored, *small, *(CommitOperationDelete(name, is_folder=False) for name in outlook.delete)]
+            return [*stored, *small, *(CommitOperationDelete(name, is_folder=False) for name in planned.delete)]
 
         return make
 
@@ -319,12 +350,12 @@ class Upload:
         require_unchanged(path, self._hashes.get(name), hashlib.sha256(content).hexdigest())
         return content
 
-    def _commit(self, outlook: Outlook, operations: Callable[[], Sequence[Operation]]) -> str:
+    def _commit(self, planned: UploadPlan, operations: Callable[[], Sequence[Operation]]) -> str:
         """Commit all at once to what was looked at; the commit's id.
 
         A commit whose answer was lost has landed if its branch has moved on and now lacks nothing.
         """
-        repo, place = self._to.repo, outlook.place
+        repo, place = self._to.repo, planned.place
 
         def send() -> CommitInfo:
             return self._hub.api.create_commit(
@@ -341,7 +372,7 @@ class Upload:
                 return None
             there = self._hub.attempt(repo, lambda: list_files(self._hub.api, repo, head))
             whole = all(self._is_there(name, there.get(name)) for name in self._names)
-            return head if whole and not set(outlook.delete) & there.keys() else None
+            return head if whole and not set(planned.delete) & there.keys() else None
 
         return commit_once(self._hub, repo, send, landed)
 
@@ -377,21 +408,24 @@ def _check_file(path: Path, recorded: FileRecord | None) -> None:
         require_unchanged(path, recorded.sha256, file_sha256(path))
 
 
-def foresee(hub: PatientHub, folder: Path, to: Destination, sizes: Mapping[str, int]) -> Outlook:
-    """What an upload would do with files of which only names and sizes are known.
+def plan_before(
+    hub: PatientHub, folder: Path, to: Destination, sizes: Mapping[str, int], title: str = ""
+) -> UploadPlan:
+    """What an upload would do with files of which only names and sizes are known, after the rights were checked.
 
     Args:
         hub: The Hub.
         folder: Where they will lie.
         to: Where to.
         sizes: Bytes by name.
+        title: See `release_title`.
 
     Raises:
         HubError: The Hub refused, or could not be reached.
     """
-    place = find_place(hub, to, State(folder, hub.api.endpoint, to.key), "")
+    place = find_place(hub, to, State(folder, hub.api.endpoint, to.key), title)
     check_rights(hub, to, place, sum(sizes.values()))
-    return Outlook(place, tuple(sizes), (), (), (), sum(sizes.values()))
+    return UploadPlan(place, tuple(sizes), (), (), (), sum(sizes.values()))
 
 
 def find_tag(hub: PatientHub, repo: str, tag: str) -> str | None:

@@ -1,7 +1,7 @@
 """Holds a repo's files against the record, by the hashes that the Hub itself has."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from hubtool.files.read import file_sha256
 from hubtool.hub.client import HubFile, git_sha1, list_files
 from hubtool.hub.destination import MAIN
 from hubtool.hub.patience import PatientHub
-from hubtool.hub.reader import read_hub_file, read_hub_record
+from hubtool.hub.reader import decode_hub_record, read_hub_file
 from hubtool.hub.upload import ATTRIBUTES_FILE, published_names
-from hubtool.record import CARD_FILE, DERIVED_FILES, Record
+from hubtool.record import CARD_FILE, DERIVED_FILES, RECORD_FILE, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,32 @@ def verify(
     hub = api if isinstance(api, PatientHub) else PatientHub(api)
     commit = hub.attempt(repo, lambda: hub.api.model_info(repo, revision=revision).sha)
     assert commit is not None
+    return verify_commit(hub, repo, commit, folder=folder, names=names)
+
+
+def verify_commit(
+    hub: PatientHub, repo: str, commit: str, *, folder: Path | None = None, names: Sequence[str] | None = None
+) -> Verification:
+    """As `verify`, of a commit that is known.
+
+    Of a small file whose git hash the folder's has too, the folder's is hashed instead of fetching it.
+
+    Raises:
+        VerificationError: The repo has no record.
+        HubError: The Hub refused, or could not be reached.
+    """
     there = hub.attempt(repo, lambda: list_files(hub.api, repo, commit))
-    record = read_hub_record(hub, repo, commit)
-    problems = list(_compare(hub, repo, commit, there, record))
+
+    def read(name: str) -> bytes | None:
+        own = folder / name if folder is not None else None
+        if own is not None and own.is_file() and name in there and not there[name].sha256:
+            content = own.read_bytes()
+            if git_sha1(content) == there[name].git_sha1:
+                return content
+        return read_hub_file(hub, repo, commit, name)
+
+    record = decode_hub_record(repo, read(RECORD_FILE))
+    problems = list(_compare(there, record, read))
     if folder is not None:
         problems += _compare_folder(folder, there, published_names(record, folder) if names is None else names)
     hashes = record.hashes()
@@ -74,7 +97,7 @@ def verify(
     return Verification(repo, commit, len(ours), sum(ours.values()), tuple(problems), foreign)
 
 
-def _compare(hub: PatientHub, repo: str, commit: str, there: Mapping[str, HubFile], record: Record) -> Iterator[str]:
+def _compare(there: Mapping[str, HubFile], record: Record, read: Callable[[str], bytes | None]) -> Iterator[str]:
     for expected in record.files:
         found = there.get(expected.name)
         if found is None:
@@ -82,7 +105,7 @@ def _compare(hub: PatientHub, repo: str, commit: str, there: Mapping[str, HubFil
             continue
         sha256 = found.sha256
         if sha256 is None:
-            sha256 = hashlib.sha256(read_hub_file(hub, repo, commit, expected.name) or b"").hexdigest()
+            sha256 = hashlib.sha256(read(expected.name) or b"").hexdigest()
         if sha256 != expected.sha256:
             yield f"{expected.name}: the Hub has sha256 {sha256}, the record {expected.sha256}"
         if found.nbytes != expected.nbytes:

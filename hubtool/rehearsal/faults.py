@@ -41,6 +41,9 @@ STAGES = {
 Nothing but faults answers at xet-store: a client comes there that was given that address with its token.
 """
 
+OTHER = "other"
+"""What calls of no stage are counted as."""
+
 Effect = Literal["answer", "answer-after", "reset", "reset-after", "cut", "hang"]
 
 
@@ -124,7 +127,8 @@ class Faults:
 
     def next_for(self, method: str, path: str) -> Fault | None:
         """The fault that strikes this call, if one does; the call is counted."""
-        for stage in (name for name, call in STAGES.items() if _matches(call, method, path)):
+        stages = [name for name, call in STAGES.items() if _matches(call, method, path)]
+        for stage in stages or [OTHER]:
             self.calls[stage] += 1
             for fault in (fault for fault in self.waiting if fault.stage == stage):
                 if fault.skip > 0:

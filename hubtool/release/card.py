@@ -41,8 +41,8 @@ from hubtool.record import (
     encode_record,
     read_record,
 )
+from hubtool.release.commit import Change, commit_documents
 from hubtool.release.prose import Base, Page, keep_base, merge_page, read_base
-from hubtool.release.publish import Change, commit_documents
 from hubtool.validate.stamps import describe_touched, find_touched
 
 

@@ -2,15 +2,15 @@
 
 from hubtool.hub.finish import add_to_collection
 from hubtool.hub.patience import PatientHub
-from hubtool.release.file import ReleaseFile
+from hubtool.release.release import Release
 
 
-def _collect(hub: PatientHub, release: ReleaseFile) -> None:
+def collect(hub: PatientHub, release: Release) -> None:
     """Add every repo to the collection, which is made if there is none of its title."""
     wanted = release.collection
     slug = wanted.slug
     if slug is None and wanted.title is not None:
-        title, namespace = wanted.title, _collection_owner(release)
+        title, namespace = wanted.title, collection_owner(release)
         slug = hub.attempt(
             f"collection {title}",
             lambda: (
@@ -19,15 +19,17 @@ def _collect(hub: PatientHub, release: ReleaseFile) -> None:
                 ).slug
             ),
         )
-    for planned in release.variants if slug else ():
+    for variant in release.variants if slug else ():
         assert slug is not None
-        add_to_collection(hub, slug, planned.destination.repo)
+        add_to_collection(hub, slug, variant.destination.repo)
 
 
-def _find_collection(hub: PatientHub, title: str | None, owner: str) -> str | None:
+def find_collection(hub: PatientHub, title: str | None, owner: str) -> str | None:
+    """The slug of an owner's collection of a title, None if there is none."""
     found = hub.attempt(f"collection {title}", lambda: list(hub.api.list_collections(owner=owner)))
     return next((each.slug for each in found if each.title == title), None)
 
 
-def _collection_owner(release: ReleaseFile) -> str:
+def collection_owner(release: Release) -> str:
+    """Whose collection it is: the namespace of the first variant."""
     return release.variants[0].destination.repo.partition("/")[0]

@@ -9,12 +9,18 @@ private = true                                  # of repos that have to be made
 public_after_verify = false
 tag = "v1.0"                                    # of every variant; by default from each record
 validate = ["integrity"]                        # rungs that have to be passed before anything is published
+pull_request = false                            # propose to the repos instead of committing to them
+stream = false                                  # send each shard while it is made, so that none lies on this disk
+sign = "release.key"                            # a private key (PEM) beside this file
+statistics = "statistics.safetensors"           # what calibration measured, beside this file, for recipes that fit
 
 [collection]                                    # by its slug, or made by its title
 title = "DeepSeek-V4 for MLX"
 
 [card]
 templates = "templates"                         # beside this file
+tags = ["chat"]                                 # the publisher's own, beside hubtool's
+languages = ["en"]                              # of the model, beside those that its source names
 
 [[variant]]
 recipe = "mixed_3_6"                            # a name, or a file beside this one
@@ -25,26 +31,26 @@ recipe = "native"
 repo = "someone/DeepSeek-V4-Flash-original"
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from hubtool import units
-from hubtool.card import find_prose_fault
+from hubtool.card.documents import Wording
 from hubtool.errors import UsageError
 from hubtool.files.formats import decode_toml
 from hubtool.files.read import is_file, is_folder, read_small
 from hubtool.hub.destination import Destination
 from hubtool.hub.rules import is_repo_id
 from hubtool.record import Rung
+from hubtool.release.release import Collection, Release, Variant, require_notes
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A table of the file, which may hold nothing unknown."""
 
 
-class Variant(_Strict, frozen=True):
+class VariantTable(_Strict, frozen=True):
     """One conversion: its recipe, what it is published as if not by the pattern, and what its card notes."""
 
     recipe: str
@@ -61,14 +67,16 @@ class CollectionTable(_Strict, frozen=True):
 
 
 class CardTable(_Strict, frozen=True):
-    """How the cards are made."""
+    """How the cards are worded."""
 
     templates: str | None = None
+    tags: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
 
 
 class _File(_Strict, frozen=True):
     source: str
-    variant: tuple[Variant, ...]
+    variant: tuple[VariantTable, ...]
     repo: str | None = None
     base_model: str | None = None
     out: str | None = None
@@ -79,50 +87,15 @@ class _File(_Strict, frozen=True):
     revision: str = "main"
     tag: str | None = None
     validate: tuple[Rung, ...] = ()
+    pull_request: bool = False
+    stream: bool = False
+    sign: str | None = None
+    statistics: str | None = None
     collection: CollectionTable = CollectionTable()
     card: CardTable = CardTable()
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A variant with its names resolved."""
-
-    recipe: str
-    destination: Destination
-    folder: Path
-    notes: str
-
-
-@dataclass(frozen=True)
-class ReleaseFile:
-    """What release.toml says, with every path made absolute.
-
-    Attributes:
-        path: The file.
-        source: A folder, or `org/name[@revision]`.
-        base_model: What the publisher says it is.
-        out: Where the folders of the variants lie.
-        disk_limit: Most bytes of a source on the Hub that lie on the disk at once.
-        keep_source: Whether what was fetched of it stays.
-        variants: In the order of the file.
-        validate: Rungs that have to be passed before anything is published.
-        collection: Where to collect the repos.
-        templates: Templates that go before hubtool's.
-    """
-
-    path: Path
-    source: str
-    base_model: str | None
-    out: Path
-    disk_limit: int | None
-    keep_source: bool
-    variants: tuple[Planned, ...]
-    validate: tuple[Rung, ...]
-    collection: CollectionTable
-    templates: Path | None
-
-
-def load_release(path: Path) -> ReleaseFile:
+def load_release(path: Path) -> Release:
     """What a release.toml says.
 
     Raises:
@@ -142,8 +115,9 @@ def load_release(path: Path) -> ReleaseFile:
     templates = beside / file.card.templates if file.card.templates else None
     if templates is not None and not is_folder(templates):
         raise UsageError("no such folder", where=f"{path}: card.templates", found=templates, remedy="check the path")
-    return ReleaseFile(
-        path=path,
+    wording = Wording(templates, tags=file.card.tags, languages=file.card.languages)
+    wording.check(f"{path}: card")
+    return Release(
         source=str(local) if is_folder(local) else file.source,
         base_model=file.base_model,
         out=out,
@@ -151,8 +125,11 @@ def load_release(path: Path) -> ReleaseFile:
         keep_source=file.keep_source,
         variants=variants,
         validate=file.validate,
-        collection=file.collection,
-        templates=templates,
+        collection=Collection(file.collection.slug, file.collection.title, file.collection.description),
+        wording=wording,
+        statistics=beside / file.statistics if file.statistics else None,
+        stream=file.stream,
+        sign_key=beside / file.sign if file.sign else None,
     )
 
 
@@ -163,7 +140,7 @@ def _parse_limit(text: str | None, path: Path) -> int | None:
         raise UsageError("no size", where=f"{path}: disk_limit", found=str(error), remedy='as "20GB"') from error
 
 
-def _resolve(variant: Variant, file: _File, beside: Path, out: Path, path: Path) -> Planned:
+def _resolve(variant: VariantTable, file: _File, beside: Path, out: Path, path: Path) -> Variant:
     name = Path(variant.recipe).stem if variant.recipe.endswith(".toml") else variant.recipe
     repo = (variant.repo or file.repo or "").replace("{recipe}", name)
     if not is_repo_id(repo):
@@ -174,20 +151,15 @@ def _resolve(variant: Variant, file: _File, beside: Path, out: Path, path: Path)
             expected="ORG/NAME, of the variant or with {recipe} of the release",
             remedy="mend `repo`",
         )
-    if fault := find_prose_fault(variant.notes):
-        raise UsageError(
-            "cannot stand in a card",
-            where=f"{path}: variant {name}: notes, line {fault.line}",
-            found=fault.found,
-            remedy="close it, or leave it out",
-        )
+    require_notes(variant.notes, f"{path}: variant {name}: notes")
     local = beside / variant.recipe
-    return Planned(
+    return Variant(
         recipe=str(local) if is_file(local) else variant.recipe,
         destination=Destination(
             repo,
             private=file.private,
             revision=file.revision,
+            pull_request=file.pull_request,
             tag=file.tag,
             public_after_verify=file.public_after_verify,
         ),

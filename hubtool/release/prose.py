@@ -16,11 +16,11 @@ from hubtool.card.old_wording import older_lines
 from hubtool.card.own import Generated, Own, decode_card, read_own
 from hubtool.card.prose import read_prose
 from hubtool.files.whole import write_beside
-from hubtool.hub.destination import Destination, find_place
+from hubtool.hub.client import git_sha1
+from hubtool.hub.destination import Destination, Place
 from hubtool.hub.patience import PatientHub
 from hubtool.hub.reader import read_hub_file
-from hubtool.hub.state import State, destination_key, kept_path
-from hubtool.hub.upload import release_title
+from hubtool.hub.state import destination_key, kept_path
 from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, Record, decode_record
 
 CARDS_DIR = "cards"
@@ -98,16 +98,29 @@ def merge_page(made: Made, page: Page, base: Base, where: str, wording: Wording)
     return card
 
 
+@dataclass(frozen=True)
+class Adopted:
+    """The card of a folder with what was written on its page since, and what of it is generated."""
+
+    card: str
+    generated: str
+
+    def write(self, folder: Path) -> None:
+        """Make it the card of the folder."""
+        keep_generated(folder, self.generated)
+        write_beside(folder / CARD_FILE, self.card.encode())
+
+
 def adopt_prose(
-    hub: PatientHub, made: tuple[Path, Record], to: Destination, *, write: bool, wording: Wording = PLAIN
-) -> bool:
-    """Take into the card of a folder what was written on its page since; whether that is anything.
+    hub: PatientHub, made: tuple[Path, Record], to: Destination, place: Place, wording: Wording = PLAIN
+) -> Adopted | None:
+    """The card of a folder with what was written on its page since, None if that is nothing.
 
     Args:
         hub: The Hub.
         made: The finished folder and its record.
         to: Where it is to be published.
-        write: Whether to change the card, or only to look.
+        place: The destination as it stands.
         wording: How the card is worded.
 
     Raises:
@@ -115,21 +128,18 @@ def adopt_prose(
         HubError: The Hub refused, or could not be reached.
     """
     folder, record = made
-    state = State(folder, hub.api.endpoint, to.key)
-    place = find_place(hub, to, state, release_title(record.recipe.name, record.plan.digest))
-    if place.head is None or CARD_FILE not in place.files:
-        return False
+    path, there = folder / CARD_FILE, place.files.get(CARD_FILE)
+    if place.head is None or there is None:
+        return None
+    mine = path.read_bytes() if path.is_file() else b""
+    if there.etag == git_sha1(mine):
+        return None
     page = find_page(hub, to.repo, place.head, place.files)
     worded = replace(wording, templates=find_templates(folder, wording.templates))
     fresh = make_folder_card(folder, record, worded)
-    require_kept(fresh.own, str(folder / CARD_FILE), wording.may_replace)
+    require_kept(fresh.own, str(path), wording.may_replace)
     card = merge_page(fresh, page, read_base(folder, hub.api.endpoint, to.key), str(folder), worded)
-    path = folder / CARD_FILE
-    changed = not path.is_file() or path.read_bytes() != card.encode()
-    if write and changed:
-        keep_generated(folder, fresh.generated)
-        write_beside(path, card.encode())
-    return changed
+    return None if mine == card.encode() else Adopted(card, fresh.generated)
 
 
 def find_page(hub: PatientHub, repo: str, commit: str, names: Collection[str]) -> Page:

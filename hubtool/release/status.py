@@ -16,9 +16,9 @@ from hubtool.hub.upload import find_tag, published_names
 from hubtool.hub.verify import verify
 from hubtool.progress import Watch
 from hubtool.record import Record, read_record
-from hubtool.release.collection import _collection_owner, _find_collection
-from hubtool.release.file import Planned, ReleaseFile
-from hubtool.release.publish import PATIENCE
+from hubtool.release.collection import collection_owner, find_collection
+from hubtool.release.folder import PATIENCE
+from hubtool.release.release import Release, Variant
 
 State = Literal["yes", "no", "differs", "withdrawn", "unknown"]
 
@@ -53,20 +53,20 @@ class VariantStatus:
         return self.published is not None and self.tagged and not self.problems
 
 
-def release_status(api: HfApi, release: ReleaseFile, watch: Watch) -> list[VariantStatus]:
+def release_status(api: HfApi, release: Release, watch: Watch) -> list[VariantStatus]:
     """How far each variant is, by its folder and by what the Hub says.
 
     Raises:
         HubError: The Hub refused, or could not be reached.
     """
     hub = PatientHub(api, PATIENCE, watch.say)
-    return [_variant_status(hub, release, planned) for planned in release.variants]
+    return [_variant_status(hub, release, variant) for variant in release.variants]
 
 
-def _variant_status(hub: PatientHub, release: ReleaseFile, planned: Planned) -> VariantStatus:
-    to, folder = planned.destination, planned.folder
+def _variant_status(hub: PatientHub, release: Release, variant: Variant) -> VariantStatus:
+    to, folder = variant.destination, variant.folder
     record = read_record(folder) if folder.is_dir() else None
-    name = Path(planned.recipe).stem
+    name = Path(variant.recipe or "").stem
     if record is None:
         return VariantStatus(name, to.repo, False, "no", None, ("not converted",), False)
     if record.repo is None:
@@ -109,14 +109,14 @@ def _not_seen(hub: PatientHub, error: HubError) -> tuple[State, None, tuple[str,
     return ("no", None, ("not published",)) if status == NOT_FOUND else ("unknown", None, (str(error),))
 
 
-def _left(hub: PatientHub, release: ReleaseFile, to: Destination) -> Iterator[str]:
+def _left(hub: PatientHub, release: Release, to: Destination) -> Iterator[str]:
     """What is still to be done with a repo that has every file."""
     if to.public_after_verify and hub.attempt(to.repo, lambda: hub.api.model_info(to.repo)).private:
         yield "still private"
     wanted = release.collection
     if wanted.slug is None and wanted.title is None:
         return
-    slug = wanted.slug or _find_collection(hub, wanted.title, _collection_owner(release))
+    slug = wanted.slug or find_collection(hub, wanted.title, collection_owner(release))
     collected = slug and hub.attempt(f"collection {slug}", lambda: hub.api.get_collection(slug))
     if not collected or to.repo not in [item.item_id for item in collected.items]:
         yield f"not in the collection {wanted.slug or wanted.title}"

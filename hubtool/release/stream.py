@@ -15,13 +15,12 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 
 import msgspec
 from huggingface_hub import HfApi
 
-from hubtool.card.documents import address, write_documents_of
+from hubtool.card.documents import write_documents_of
 from hubtool.checkpoint.measure import measure_files
 from hubtool.checkpoint.remote import HubSource
 from hubtool.checkpoint.source import Source
@@ -31,8 +30,7 @@ from hubtool.convert.convert import Converted
 from hubtool.convert.engine import Makers
 from hubtool.convert.job import Effort, Job
 from hubtool.convert.journal import Progress
-from hubtool.convert.opened import open_folders
-from hubtool.convert.origin import begin_folder
+from hubtool.convert.origin import begin_folder, check_folder
 from hubtool.convert.piece import ErrorSums
 from hubtool.convert.record import Findings, hashing, record_findings
 from hubtool.convert.stream import ShardStream
@@ -42,18 +40,14 @@ from hubtool.files.read import file_sha256
 from hubtool.files.whole import STATE_DIR, write_beside, writing
 from hubtool.guard.machine import this_machine, versions
 from hubtool.hub.blobs import Blobs
-from hubtool.hub.destination import Destination, Place, check_rights, find_place, make_place
-from hubtool.hub.finish import finish
-from hubtool.hub.patience import Patience, PatientHub
+from hubtool.hub.destination import Destination, Place, Proposal, make_place
+from hubtool.hub.patience import PatientHub
 from hubtool.hub.state import Blob, State
-from hubtool.hub.upload import Upload, published_names, release_title
-from hubtool.hub.verify import verify
+from hubtool.hub.upload import release_title
 from hubtool.hub.xet import is_xet_available
-from hubtool.plan.plan import Shard
+from hubtool.plan.plan import Plan, Shard
 from hubtool.progress import Advance, HighWater, Watch, uncounted
-from hubtool.record import CARD_FILE, Evidence, FileRecord, Record, read_record
-from hubtool.release.prose import adopt_prose, keep_base
-from hubtool.release.publish import PATIENCE, Release, require_private_folder, require_verified
+from hubtool.record import Evidence, FileRecord, Record, read_record
 
 STREAM_DIR = "stream"
 
@@ -83,78 +77,67 @@ class _MadeShard(msgspec.Struct, frozen=True):
 
 @dataclass
 class Streaming:
-    """One release that is sent while it is made.
+    """A variant that is sent while it is made.
 
     Attributes:
-        api: The Hub.
+        hub: The Hub.
         source: The checkpoint.
-        job: A plan, and the folder of state and small files.
+        job: A plan, and the folder of state and small files, which is held: see `open_folders`.
         to: Where to.
         watch: Told how it goes.
         effort: How the conversion works.
-        patience: How long failures of the Hub are borne.
     """
 
-    api: HfApi
+    hub: PatientHub
     source: Source
     job: Job
     to: Destination
     watch: Watch
     effort: Effort = Effort()
-    patience: Patience = PATIENCE
     _made: dict[str, _MadeShard] = field(default_factory=dict, init=False)
 
-    def publish(self) -> Release:
-        """Make and send what the Hub lacks, then commit all at once, and hold the Hub's files against the plan.
+    def send(self, found: Place) -> tuple[Converted, Mapping[str, Blob]]:
+        """The folder without its shards, which the Hub has then; nothing is committed.
+
+        Args:
+            found: The destination as it stood when the rights to it were checked; it is made if it was not there.
 
         Raises:
             HubtoolError: Any stage failed; what was sent stays sent, and the same call goes on.
         """
-        folder = self.job.folder
-        with open_folders(self.source, [self.job], self.effort, self.watch, streamed=True) as opened:
-            self.effort = opened.effort
-            begin_folder(self.job, self.source, self.effort.error_rows)
-            self._state_dir.mkdir(exist_ok=True)
-            place = self._prepare()
-            with hashing(self.source, folder / STATE_DIR) as begin:
-                hashed = begin()
-                sent = self._send_shards(place)
-                record = self._record(sent, hashed)
-            return self._commit(record, sent)
+        plan, folder = self.job.plan, self.job.folder
+        begin_folder(self.job, self.source, self.effort.error_rows)
+        self._state_dir.mkdir(exist_ok=True)
+        proposal = Proposal(release_title(plan.recipe.name, plan.digest), f"{len(plan.shards)} shards")
+        place = make_place(self.hub, self.to, self._state(), proposal, found)
+        with hashing(self.source, folder / STATE_DIR) as begin:
+            hashed = begin()
+            held, made = self._send_shards(place)
+            record = self._record(held | made, hashed)
+        return Converted(folder, record, fresh=bool(made)), held | made
 
-    @cached_property
-    def _hub(self) -> PatientHub:
-        return PatientHub(self.api, self.patience, self.watch.say)
+    def _state(self) -> State:
+        return State(self.job.folder, self.hub.api.endpoint, self.to.key)
 
     @property
     def _state_dir(self) -> Path:
         return self.job.folder / STATE_DIR / STREAM_DIR
 
-    def _prepare(self) -> Place:
-        """The destination, made if it is not there."""
+    def _send_shards(self, place: Place) -> tuple[dict[str, Blob], dict[str, Blob]]:
+        """The shards that the Hub had already, and those that were made and sent now."""
         plan = self.job.plan
-        state = State(self.job.folder, self.api.endpoint, self.to.key)
-        title = release_title(plan.recipe.name, plan.digest)
-        with self.watch.stage("check"):
-            found = find_place(self._hub, self.to, state, title)
-            check_rights(self._hub, self.to, found, plan.disk_nbytes)
-            return make_place(self._hub, self.to, state, title, f"{len(plan.shards)} shards")
-
-    def _send_shards(self, place: Place) -> Mapping[str, Blob]:
-        """What the Hub then has of every shard."""
-        plan = self.job.plan
-        state = State(self.job.folder, self.api.endpoint, self.to.key)
-        blobs = Blobs(self._hub, self.to.repo, place.revision, state)
+        blobs = Blobs(self.hub, self.to.repo, place.revision, self._state())
         held = blobs.held()
         for shard in plan.shards:
             made = self._read_made(shard)
             if made is not None:
                 self._made[shard.file] = made
-        sent = {name: held[name] for name, made in self._made.items() if _is(made, held.get(name))}
-        left = [index for index, shard in enumerate(plan.shards) if shard.file not in sent]
+        there = {name: held[name] for name, made in self._made.items() if _is(made, held.get(name))}
+        left = [index for index, shard in enumerate(plan.shards) if shard.file not in there]
+        sent: dict[str, Blob] = {}
         if not left:
             self.watch.say(f"{self.to.repo} has every shard already: nothing to send")
-            return sent
+            return there, sent
         total = sum(plan.shards[index].nbytes for index in left)
         with (
             Makers(self.source, self.effort.jobs, self.effort.error_rows) as makers,
@@ -164,7 +147,7 @@ class Streaming:
             for index in left:
                 sent[plan.shards[index].file] = self._send_shard(stream, index, blobs, advance)
                 stream.release(index)
-        return sent
+        return there, sent
 
     def _send_shard(self, stream: ShardStream, index: int, blobs: Blobs, advance: Advance) -> Blob:
         shard = self.job.plan.shards[index]
@@ -217,6 +200,7 @@ class Streaming:
 
     def _record(self, sent: Mapping[str, Blob], source_files: Future[tuple[FileRecord, ...]]) -> Record:
         """The record of what was sent, and the small files beside it; that of an earlier run if nothing has changed."""
+        check_folder(self.job, self.source)  # the source may have changed since it was read
         plan, folder = self.job.plan, self.job.folder
         shards = [FileRecord(name=name, sha256=blob.sha256, nbytes=blob.nbytes) for name, blob in sent.items()]
         documents = [_file_record(folder / name) for name in write_documents(self.source, plan, folder)]
@@ -235,33 +219,15 @@ class Streaming:
         write_documents_of(folder, record)
         return record
 
-    def _commit(self, record: Record, sent: Mapping[str, Blob]) -> Release:
-        folder, to = self.job.folder, self.to
-        if record.repo != to.repo:
-            record = address(folder, record, to.repo)
-        if adopt_prose(self._hub, (folder, record), to, write=True):
-            self.watch.say(f"{folder / CARD_FILE}: took in what was written on the page of {to.repo}")
-        require_private_folder(folder, record, to.repo, [name for name in sent])
-        upload = Upload(self._hub, folder, record, to, sent)
-        published = upload.run(self.watch)
-        keep_base(folder, self.api.endpoint, to.key, (folder / CARD_FILE).read_bytes())
-        with self.watch.stage("verify"):
-            here = [name for name in published_names(record, folder) if name not in sent]
-            verification = verify(self._hub, to.repo, revision=published.commit, folder=folder, names=here)
-            require_verified(verification)
-            self._compare_headers(published.commit)
-            tag = finish(self._hub, to, record, published)
-        return Release(Converted(folder, record, fresh=published.changed), published, verification, tag)
 
-    def _compare_headers(self, commit: str) -> None:
-        """Raise VerificationError if a header on the Hub, read there in part, is not the planned one."""
-        plan = self.job.plan
-        found = HubSource(self.to.repo, commit, api=self.api).headers([shard.file for shard in plan.shards])
-        wrong = [shard.file for shard in plan.shards if found[shard.file] != planned_header(shard)]
-        if wrong:
-            raise VerificationError(
-                "headers on the Hub are not those that were planned", where=self.to.repo, found=", ".join(wrong)
-            )
+def require_planned_headers(api: HfApi, repo: str, commit: str, plan: Plan) -> None:
+    """Raise VerificationError if a header on the Hub, read there in part, is not the planned one."""
+    found = HubSource(repo, commit, api=api).headers([shard.file for shard in plan.shards])
+    wrong = [shard.file for shard in plan.shards if found[shard.file] != planned_header(shard)]
+    if wrong:
+        raise VerificationError(
+            "headers on the Hub are not those that were planned", where=repo, found=", ".join(wrong)
+        )
 
 
 def planned_header(shard: Shard) -> Header:

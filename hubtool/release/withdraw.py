@@ -20,8 +20,9 @@ from hubtool.hub.reader import read_hub_record
 from hubtool.hub.rules import split_card
 from hubtool.progress import Watch
 from hubtool.record import CARD_FILE, RECORD_FILE, Record, WithdrawnRecord, decode_record, encode_record
+from hubtool.release.commit import Change, commit_documents
+from hubtool.release.folder import PATIENCE
 from hubtool.release.prose import Base, Page, find_page, read_page
-from hubtool.release.publish import PATIENCE, Change, commit_documents
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from email.utils import format_datetime
 from itertools import product
 
 import pytest
+from huggingface_hub import CommitOperationAdd
 
 from hubtool.errors import HubError, OutputError
 from hubtool.hub.destination import Destination
@@ -41,7 +42,7 @@ PUBLISHED = ["Publish mixed_3_6 with hubtool"]
 
 BEFORE = ("whoami", "info", "validate", "create")
 SENDING = {"lfs": ("preupload", "batch", "put", "verify"), "xet": ("preupload", "xet-token")}
-AFTER = ("commit", "tree", "resolve", "tag", "refs")
+AFTER = ("commit", "tree", "tag")
 
 OVERCOME: dict[str, tuple[Effect, Answer, int]] = {
     "limited, Retry-After": ("answer", RATE_LIMITED, 2),
@@ -63,7 +64,7 @@ def assert_published_once(publisher: Publisher) -> None:
     publisher.rehearsal.faults.clear()
     assert [title.rpartition(" ")[0] for title in publisher.commits()] == PUBLISHED
     again = publisher.publish()
-    assert (again.published.changed, again.verification.problems) == (False, ())
+    assert (again.uploaded.changed, again.verification.problems) == (False, ())
     assert len(publisher.commits()) == 1
 
 
@@ -75,7 +76,7 @@ def test_what_may_be_repeated_ends_published_exactly_once(publisher: Publisher, 
     publisher.rehearsal.faults.add(fault)
     release = publisher.publish()
     assert fault.struck, "the fault never struck"
-    assert release.published.changed and release.verification.problems == ()
+    assert release.uploaded.changed and release.verification.problems == ()
     assert_published_once(publisher)
 
 
@@ -164,7 +165,7 @@ SILENT = [(path, stage) for path, stage in STAGES if stage not in ("put",)] + [(
 def test_silence_is_not_waited_out(publisher: Publisher, stage: str) -> None:
     fault = Fault(stage, "hang")
     publisher.rehearsal.faults.add(fault)
-    assert publisher.publish().published.changed
+    assert publisher.publish().uploaded.changed
     assert fault.struck
     assert_published_once(publisher)
 
@@ -215,7 +216,7 @@ def test_what_cannot_be_repeated_ends_with_its_reason_and_the_next_run_goes_on(
     assert publisher.rehearsal.token not in str(caught.value)
     assert publisher.waits == []
     assert publisher.rehearsal.faults.calls[stage] == 1
-    assert publisher.publish().published.changed
+    assert publisher.publish().uploaded.changed
     assert_published_once(publisher)
 
 
@@ -229,8 +230,11 @@ class Turn:
 
     def prepare(self, publisher: Publisher) -> Destination:
         """The destination; what it needs is made."""
-        if self.stage in ("auth-check", "discussions"):
+        if self.stage in ("auth-check", "discussions", "resolve", "refs"):
             publisher.api.create_repo(REPO, private=True)
+        if self.stage == "resolve":  # a record that is not the folder's is read
+            unread = CommitOperationAdd("hubtool.json", b"{}")
+            publisher.api.create_commit(REPO, [unread], commit_message="Something else")
         if self.stage == "collections":
             return replace(self.to, collection=publisher.api.create_collection("V4", namespace="someone").slug)
         return self.to
@@ -243,6 +247,8 @@ TURNS = {
     "pull request": Turn("discussions", Destination(REPO, pull_request=True), skip=1),
     "collections": Turn("collections", Destination(REPO)),
     "auth-check": Turn("auth-check", Destination(REPO)),
+    "what stands there": Turn("resolve", Destination(REPO)),
+    "who has the tag": Turn("refs", Destination(REPO, tag="v1.0")),
 }
 TURNED = [("xet", turn, name) for turn, name in product(TURNS, OVERCOME)]
 TURNED_AWAY = [("xet", turn, name) for turn, name in product(TURNS, ENDS)]
@@ -253,8 +259,9 @@ def assert_arrived_once(publisher: Publisher, to: Destination, *, changed: bool)
     publisher.rehearsal.faults.clear()
     for change in (changed, False):
         release = publisher.publish(to)
-        assert (release.published.changed, release.verification.problems) == (change, ())
-    assert len(publisher.commits("refs/pr/1" if to.pull_request else to.revision)) == 1
+        assert (release.uploaded.changed, release.verification.problems) == (change, ())
+    commits = publisher.commits("refs/pr/1" if to.pull_request else to.revision)
+    assert len([title for title in commits if title.startswith("Publish ")]) == 1
     assert len(list(publisher.api.get_repo_discussions(REPO))) == (1 if to.pull_request else 0)
     assert publisher.api.model_info(REPO).private is not to.public_after_verify
     if to.collection is not None:
@@ -270,8 +277,19 @@ def test_what_may_be_repeated_on_the_way_to_some_places_arrives_once(
     to = TURNS[turn].prepare(publisher)
     fault = Fault(TURNS[turn].stage, effect, answer, skip=TURNS[turn].skip, times=times)
     publisher.rehearsal.faults.add(fault)
-    assert publisher.publish(to).published.changed
+    assert publisher.publish(to).uploaded.changed
     assert fault.struck, "the fault never struck"
+    assert_arrived_once(publisher, to, changed=False)
+
+
+@pytest.mark.parametrize(("path", "turn"), [("xet", "what stands there"), ("xet", "who has the tag")])
+@pytest.mark.read_seconds(0.3)
+def test_silence_on_the_way_to_some_places_is_not_waited_out(publisher: Publisher, turn: str) -> None:
+    to = TURNS[turn].prepare(publisher)
+    fault = Fault(TURNS[turn].stage, "hang")
+    publisher.rehearsal.faults.add(fault)
+    assert publisher.publish(to).uploaded.changed
+    assert fault.struck
     assert_arrived_once(publisher, to, changed=False)
 
 

@@ -11,7 +11,7 @@ from hubtool.hub.client import make_api
 from hubtool.hub.destination import Destination
 from hubtool.hub.patience import PatientHub
 from hubtool.hub.reader import read_hub_record
-from hubtool.hub.upload import Published
+from hubtool.hub.upload import Uploaded
 from hubtool.hub.verify import verify
 from hubtool.record import Record, read_record
 from hubtool.rehearsal import RehearsalHub
@@ -35,12 +35,12 @@ def made(converted: Conversions, tmp_path: Path) -> Conversion:
 
 
 @pytest.fixture
-def published(hub_api: HfApi, made: Conversion) -> Published:
+def published(hub_api: HfApi, made: Conversion) -> Uploaded:
     """What was published of it."""
     return upload(hub_api, made.folder, made.record, TO)
 
 
-def test_everything_is_published_in_one_commit(hub_api: HfApi, made: Conversion, published: Published) -> None:
+def test_everything_is_published_in_one_commit(hub_api: HfApi, made: Conversion, published: Uploaded) -> None:
     assert published.changed
     assert published.files == len(file_bytes(made.folder))
     assert published.nbytes == sum((made.folder / name).stat().st_size for name in file_bytes(made.folder))
@@ -50,7 +50,7 @@ def test_everything_is_published_in_one_commit(hub_api: HfApi, made: Conversion,
     assert set(hub_api.list_repo_files(REPO, revision=initial.commit_id)) == {".gitattributes"}
 
 
-def test_new_repo_is_private_unless_it_is_to_be_public(hub_api: HfApi, made: Conversion, published: Published) -> None:
+def test_new_repo_is_private_unless_it_is_to_be_public(hub_api: HfApi, made: Conversion, published: Uploaded) -> None:
     assert hub_api.model_info(REPO).private
     upload(hub_api, made.folder, made.record, Destination("someone/public", private=False))
     assert not hub_api.model_info("someone/public").private
@@ -65,7 +65,7 @@ def test_progress_is_told_for_every_file(hub_api: HfApi, made: Conversion) -> No
 
 
 def test_stock_client_reads_the_repo_back(
-    hub_api: HfApi, made: Conversion, published: Published, tmp_path: Path
+    hub_api: HfApi, made: Conversion, published: Uploaded, tmp_path: Path
 ) -> None:
     snapshot = Path(snapshot_download(REPO, endpoint=hub_api.endpoint, token=hub_api.token))
     there = {name: sha256 for name, sha256 in file_bytes(snapshot).items() if name != ".gitattributes"}
@@ -81,13 +81,13 @@ def test_stock_client_reads_the_repo_back(
     assert metadata.weight_map == {t.spec.name: shard.file for shard in made.plan.shards for t in shard.tensors}
 
 
-def test_second_upload_changes_nothing(hub_api: HfApi, made: Conversion, published: Published) -> None:
+def test_second_upload_changes_nothing(hub_api: HfApi, made: Conversion, published: Uploaded) -> None:
     again = upload(hub_api, made.folder, made.record, TO)
     assert (again.commit, again.changed) == (published.commit, False)
     assert len(hub_api.list_repo_commits(REPO)) == 2
 
 
-def test_only_what_differs_is_uploaded(hub_api: HfApi, made: Conversion, published: Published) -> None:
+def test_only_what_differs_is_uploaded(hub_api: HfApi, made: Conversion, published: Uploaded) -> None:
     (made.folder / "README.md").write_text((made.folder / "README.md").read_text() + "\nMore.\n")
     watch = Counting()
     again = upload(hub_api, made.folder, made.record, TO, watch)
@@ -110,7 +110,7 @@ def test_missing_file_is_refused_before_the_repo_is_made(hub_api: HfApi, made: C
     assert not hub_api.repo_exists(REPO)
 
 
-def test_published_repo_is_verified(hub_api: HfApi, made: Conversion, published: Published) -> None:
+def test_published_repo_is_verified(hub_api: HfApi, made: Conversion, published: Uploaded) -> None:
     for folder in (None, made.folder):
         verification = verify(hub_api, REPO, folder=folder)
         assert verification.problems == ()
@@ -121,7 +121,7 @@ def _problems(api: HfApi, folder: Path | None = None) -> tuple[str, ...]:
     return verify(api, REPO, folder=folder).problems
 
 
-def test_changed_weights_on_the_hub_are_found(hub_api: HfApi, made: Conversion, published: Published) -> None:
+def test_changed_weights_on_the_hub_are_found(hub_api: HfApi, made: Conversion, published: Uploaded) -> None:
     shard = made.plan.shards[0].file
     content = bytearray((made.folder / shard).read_bytes())
     content[-1] ^= 1
@@ -130,23 +130,23 @@ def test_changed_weights_on_the_hub_are_found(hub_api: HfApi, made: Conversion, 
     assert "the Hub has sha256" in _problems(hub_api, made.folder)[0]
 
 
-def test_changed_config_on_the_hub_is_found(hub_api: HfApi, published: Published) -> None:
+def test_changed_config_on_the_hub_is_found(hub_api: HfApi, published: Uploaded) -> None:
     hub_api.create_commit(REPO, [CommitOperationAdd("config.json", b"{}")], commit_message="Change")
     assert {problem.partition(": ")[0] for problem in _problems(hub_api)} == {"config.json"}
 
 
-def test_deleted_file_on_the_hub_is_found(hub_api: HfApi, published: Published) -> None:
+def test_deleted_file_on_the_hub_is_found(hub_api: HfApi, published: Uploaded) -> None:
     hub_api.create_commit(REPO, [CommitOperationDelete("tokenizer.json")], commit_message="Delete")
     assert _problems(hub_api) == ("tokenizer.json: not in the repo",)
 
 
-def test_changed_folder_is_found(hub_api: HfApi, made: Conversion, published: Published) -> None:
+def test_changed_folder_is_found(hub_api: HfApi, made: Conversion, published: Uploaded) -> None:
     (made.folder / "LICENSE").write_text("mine")
     assert _problems(hub_api) == ()
     assert {problem.partition(": ")[0] for problem in _problems(hub_api, made.folder)} == {"LICENSE"}
 
 
-def test_earlier_revision_is_verified_by_its_commit(hub_api: HfApi, made: Conversion, published: Published) -> None:
+def test_earlier_revision_is_verified_by_its_commit(hub_api: HfApi, made: Conversion, published: Uploaded) -> None:
     hub_api.create_commit(REPO, [CommitOperationAdd("config.json", b"{}")], commit_message="Change")
     assert verify(hub_api, REPO, revision=published.commit).problems == ()
 
@@ -165,7 +165,7 @@ def test_absent_repo_is_an_error_for_people(hub_api: HfApi) -> None:
     assert caught.value.remedy
 
 
-def test_absent_revision_is_an_error_for_people(hub_api: HfApi, published: Published) -> None:
+def test_absent_revision_is_an_error_for_people(hub_api: HfApi, published: Uploaded) -> None:
     with pytest.raises(HubError, match="no such revision"):
         verify(hub_api, REPO, revision="absent")
 
@@ -188,18 +188,18 @@ def test_hub_that_is_not_there_is_an_error_for_people(stock_client: None, made: 
     assert caught.value.remedy
 
 
-def test_record_on_the_hub_is_that_of_the_folder(hub_api: HfApi, made: Conversion, published: Published) -> None:
+def test_record_on_the_hub_is_that_of_the_folder(hub_api: HfApi, made: Conversion, published: Uploaded) -> None:
     record: Record = read_hub_record(PatientHub(hub_api), REPO, published.commit)
     assert record == read_record(made.folder)
 
 
-def test_published_sample_keeps_no_state_in_the_repo(hub_api: HfApi, made: Conversion, published: Published) -> None:
+def test_published_sample_keeps_no_state_in_the_repo(hub_api: HfApi, made: Conversion, published: Uploaded) -> None:
     text = json.dumps(hub_api.list_repo_files(REPO))
     assert ".hubtool" not in text
     assert (made.folder / ".hubtool").is_dir()
 
 
-def test_false_record_is_not_believed(hub_api: HfApi, made: Conversion, published: Published) -> None:
+def test_false_record_is_not_believed(hub_api: HfApi, made: Conversion, published: Uploaded) -> None:
     """A record that names other hashes than the Hub has is a problem, not the truth."""
     folder = edit_json(made.folder / "hubtool.json", lambda record: record["files"][0].update(sha256="0" * 64))
     hub_api.create_commit(

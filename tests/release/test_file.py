@@ -412,7 +412,6 @@ def test_source_and_recipes_are_found_beside_the_file(tmp_path: Path) -> None:
 OTHER_OPTIONS = (
     ("--recipe", "native"),
     ("--to", REPOS[0]),
-    ("--pr",),
     ("--revision", "main"),
     ("--tag", "v1"),
     ("--public",),
@@ -423,7 +422,6 @@ OTHER_OPTIONS = (
     ("--disk-limit", "20GB"),
     ("--keep-source",),
     ("--out", "out"),
-    ("--stream",),
 )
 
 

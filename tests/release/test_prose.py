@@ -8,7 +8,7 @@ from huggingface_hub import CommitOperationAdd
 from hubtool.convert.convert import Converted
 from hubtool.errors import OutputError
 from hubtool.hub.destination import Destination
-from hubtool.release.publish import look_at_folder
+from hubtool.release.folder import plan_folder
 from tests.fixtures import QUIET
 from tests.publisher import REPO, Publisher
 
@@ -64,7 +64,7 @@ def test_one_section_edited_here_and_there_is_refused_by_its_name(publisher: Pub
     edit_folder(publisher, "notes", "Here.")
     converted = Converted(publisher.folder, publisher.record, fresh=False)
     with pytest.raises(OutputError, match="different prose in the section notes: found 'Here.' and 'There.'"):
-        look_at_folder(publisher.api, converted, Destination(REPO), QUIET)
+        plan_folder(publisher.api, converted, Destination(REPO), QUIET)
     with pytest.raises(OutputError, match="different prose in the section notes"):
         publisher.publish()
     assert "There." in page(publisher)
@@ -74,5 +74,5 @@ def test_one_section_edited_here_and_there_is_refused_by_its_name(publisher: Pub
 def test_looking_changes_neither_folder_nor_page(publisher: Publisher) -> None:
     publisher.publish()
     edit_page(publisher, "notes", "There.")
-    look_at_folder(publisher.api, Converted(publisher.folder, publisher.record, fresh=False), Destination(REPO), QUIET)
+    plan_folder(publisher.api, Converted(publisher.folder, publisher.record, fresh=False), Destination(REPO), QUIET)
     assert "There." not in (publisher.folder / "README.md").read_text()

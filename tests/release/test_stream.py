@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
 from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import Source
@@ -21,12 +22,13 @@ from hubtool.hub.destination import Destination
 from hubtool.hub.patience import Patience, PatientHub, TransferError
 from hubtool.hub.state import Blob, State
 from hubtool.plan.plan import Plan, make_plan, plan_source
-from hubtool.progress import Advance, Unwatched
+from hubtool.progress import Advance, Unwatched, Watch
 from hubtool.record import read_record
 from hubtool.rehearsal.faults import UNAVAILABLE, Answer, Fault
 from hubtool.rehearsal.repos import File
-from hubtool.release.publish import Release
-from hubtool.release.stream import Streaming
+from hubtool.release.folder import PATIENCE, Published
+from hubtool.release.publish import OpenRelease, publish
+from hubtool.release.release import Release, Variant
 from hubtool.units import GIB
 from tests.checkpoints import copied, file_bytes
 from tests.fixtures import QUIET, CommandLine, Samples
@@ -79,17 +81,20 @@ class Stream:
     folder: Path
     watch: DiskWatch
 
-    def publish(self) -> Release:
+    def publish(self) -> Published:
         """Stream it, without really waiting."""
-        return Streaming(
-            self.publisher.api,
-            self.source,
-            Job(self.plan, self.folder),
-            Destination(REPO),
-            self.watch,
-            Effort(),
-            Patience(sleep=self.publisher.waits.append),
-        ).publish()
+        job = Job(self.plan, self.folder)
+        return publish_stream(
+            self.publisher.api, self.source, job, self.watch, Patience(sleep=self.publisher.waits.append)
+        )
+
+
+def publish_stream(api: HfApi, source: Source, job: Job, watch: Watch, patience: Patience = PATIENCE) -> Published:
+    """What `publish --stream` does with a plan of one's own."""
+    variant = Variant(job.plan.recipe.name, Destination(REPO), job.folder)
+    release = Release(source.name, (variant,), job.folder, whole=False, stream=True)
+    (published,) = publish(api, OpenRelease(release, source, (job,)), Effort(), watch, patience)
+    return published
 
 
 @pytest.fixture
@@ -179,7 +184,7 @@ def test_streaming_again_changes_nothing(stream: Stream) -> None:
     first = stream.publish()
     stream.publisher.rehearsal.faults.clear()
     again = stream.publish()
-    assert (again.published.changed, again.published.commit) == (False, first.published.commit)
+    assert (again.uploaded.changed, again.uploaded.commit) == (False, first.uploaded.commit)
     calls = stream.publisher.rehearsal.faults.calls
     assert (calls["xet-token"], calls["put"], calls["commit"]) == (0, 0, 0)
 
@@ -191,7 +196,7 @@ def test_shard_whose_sending_broke_off_is_made_again(stream: Stream) -> None:
     )
     stream.publish()
     assert len(stream.publisher.commits()) == 1
-    assert not stream.publish().published.changed
+    assert not stream.publish().uploaded.changed
 
 
 LONG_FILE, LONG_NBYTES = "merges.txt", 24 * GIB
@@ -245,7 +250,7 @@ def test_refusal_does_not_wait_until_the_source_is_hashed(
     publisher.rehearsal.faults.add(Fault("xet-token", answer=Answer(400, "Cut")))
     job = Job(plan, tmp_path / "streamed")
     with pytest.raises(HubError, match="Cut"):
-        Streaming(publisher.api, source, job, Destination(REPO), WhileHashing(job.folder, interrupt=False)).publish()
+        publish_stream(publisher.api, source, job, WhileHashing(job.folder, interrupt=False))
     assert "config.json" in hashed(job.folder) and LONG_FILE not in hashed(job.folder)
 
 
