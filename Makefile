@@ -28,7 +28,7 @@ FIND_PYTHON = python=; \
 		exit 1; \
 	fi
 
-.PHONY: help demo test test-fast check pages format pins clean
+.PHONY: help demo test test-fast check pages real format pins clean
 
 help:
 	@echo "make demo       make a tiny checkpoint, convert it and publish it to a rehearsal Hub on this machine"
@@ -36,6 +36,7 @@ help:
 	@echo "make test-fast  run those that take no seconds: under two minutes on two cores"
 	@echo "make check      lint, formatting, types, import layers"
 	@echo "make pages      look at a card's page in Chromium, and ask npm's @huggingface/hub for our parameter counts"
+	@echo "make real       publish real weights to a rehearsal Hub, and ask them a question; fetches 98 MB"
 	@echo "make format     reformat, and correct what the linter can"
 	@echo "make pins       resolve requirements.txt again; PINS_FLAGS=--upgrade takes the newest versions"
 	@echo "make clean      remove everything that these made"
@@ -64,6 +65,10 @@ pages: .venv/installed
 	.venv/bin/python -m tests.browser.check_attacks $(CHROMIUM)
 	.venv/bin/python -m tests.browser.check_parser
 
+# SmolLM2-135M-Instruct out of a package of the index: published to a rehearsal Hub, and asked a question.
+real: .venv/installed
+	.venv/bin/python -m benchmarks.real real
+
 format: .venv/installed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
@@ -91,6 +96,6 @@ pins:
 		--generate-hashes --no-annotate --no-strip-extras --output-file requirements.txt $(PINS_FLAGS) pyproject.toml
 
 clean:
-	rm -rf .venv .venv-pins demo pages dist build .hypothesis
+	rm -rf .venv .venv-pins demo pages real dist build .hypothesis
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find hubtool tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
