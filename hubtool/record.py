@@ -22,7 +22,8 @@ PROVENANCE_FILE = "provenance.intoto.json"
 TEST_RESULT_FILE = "test-result.intoto.json"
 SIGNATURE_FILE = "model.sig"
 ASSETS_PREFIX = "assets/"
-PICTURE_FILES = (f"{ASSETS_PREFIX}bits.png", f"{ASSETS_PREFIX}bytes.png", f"{ASSETS_PREFIX}error.png")
+QUALITY_PICTURE = f"{ASSETS_PREFIX}quality.png"
+PICTURE_FILES = (*(f"{ASSETS_PREFIX}{name}.png" for name in ("bits", "bytes", "error")), QUALITY_PICTURE)
 DERIVED_FILES = (RECORD_FILE, CARD_FILE, PROVENANCE_FILE, TEST_RESULT_FILE, SIGNATURE_FILE, *PICTURE_FILES)
 """What hubtool makes of a record; other files in the folder of pictures are the publisher's own."""
 

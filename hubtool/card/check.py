@@ -170,7 +170,7 @@ _ALWAYS = frozenset(
 )
 """What every card says that any hubtool made."""
 
-_ALWAYS_TABLES = ("check ", "component ")
+_ALWAYS_TABLES = ("check ", "component ", "predictions of ")
 """The first column of the tables of which every card has every row."""
 
 

@@ -57,6 +57,9 @@ _FIGURES = {
     "swap_limit_nbytes": "limit of swap growth",
     "reason": "stopped because of",
     "read_nbytes": "read from disk",
+    "kl_mean_nats": "mean KL divergence in nats",
+    "floor_kl_mean_nats": "the floor's",
+    "same_top_share": "share of the same top token",
 }
 """How figures are called; others are called by their name without its unit."""
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hubtool import units
+from hubtool.card.quality import current_quality
 from hubtool.errors import UsageError
-from hubtool.record import LayerRecord, Record
+from hubtool.record import QUALITY_PICTURE, LayerRecord, QualityRecord, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +53,9 @@ def draw(record: Record) -> dict[str, bytes]:
     measured = [share for share in layers if share.error]
     if measured:
         pictures["assets/error.png"] = _png(lambda axes: _errors(axes, record, measured))
+    quality = current_quality(record)
+    if quality is not None and quality.others:
+        pictures[QUALITY_PICTURE] = _png(lambda axes: _quality(axes, record, quality))
     return pictures
 
 
@@ -109,6 +113,25 @@ def _errors(axes: "Axes", record: Record, shares: list[LayerRecord]) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("relative mean squared error")
     axes.figure.legend(loc="outside upper center", ncols=3)
+
+
+def _quality(axes: "Axes", record: Record, quality: QualityRecord) -> None:
+    own = (record.recipe.name, record.measured.nbytes, quality.distance.kl_mean)
+    others = [(each.recipe, each.nbytes, each.distance.kl_mean) for each in quality.others]
+    for number, (name, nbytes, nats) in enumerate([own, *others]):
+        axes.plot(nbytes / units.GB, nats, "o", color=COLOURS[0 if number == 0 else 1], markersize=7)
+        axes.annotate(name, (nbytes / units.GB, nats), xytext=(6, 5), textcoords="offset points")
+    if quality.floor is not None:
+        axes.axhline(quality.floor.kl_mean, color="#444444", linestyle="--", label="the source in bfloat16")
+        axes.legend()
+    least = min(nats for _, _, nats in [own, *others])
+    axes.margins(x=0.2, y=0.2)
+    if least > 0:
+        axes.set_yscale("log")
+    else:  # a lossless variant has none, which no logarithm shows
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel("GB of weights")
+    axes.set_ylabel("KL divergence in nats")
 
 
 def _bytes(axes: "Axes", record: Record) -> None:

@@ -1,6 +1,6 @@
 """Everything that the templates may show: the record's values as words, figures and commands, safe in Markdown."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from hubtool import units
 from hubtool.card.claims import (
@@ -16,6 +16,7 @@ from hubtool.card.commands import citation_section, loaded_with, reproduce_secti
 from hubtool.card.markdown import code, escape, link
 from hubtool.card.metadata import card_metadata, dump_metadata
 from hubtool.card.prose import block
+from hubtool.card.quality import current_quality, describe_limit, quality_section
 from hubtool.card.tables import (
     NOT_RECORDED,
     TEXT_COLUMNS,
@@ -27,7 +28,7 @@ from hubtool.card.tables import (
 )
 from hubtool.card.unrecorded import Unrecorded
 from hubtool.checkpoint.usable import is_license
-from hubtool.record import PICTURE_FILES, MeasuredRecord, Record, SiblingRecord
+from hubtool.record import PICTURE_FILES, QUALITY_PICTURE, MeasuredRecord, Record, SiblingRecord
 
 SECTIONS = (
     "summary",
@@ -36,6 +37,7 @@ SECTIONS = (
     "chips",
     "recipe",
     "source",
+    "quality",
     "validation",
     "limits",
     "reproduce",
@@ -52,6 +54,7 @@ PICTURES = dict(
             "Bits per parameter of each component, layer by layer",
             "Bytes by component",
             "Relative error of each component, layer by layer",
+            "Bytes and KL divergence of the variants",
         ),
         strict=True,
     )
@@ -75,13 +78,23 @@ def view_record(record: Record, assets: Collection[str]) -> Section:
         "chips": label_rows(record.measured, record.plan.label_bits, mlx=True),
         "recipe": recipe_section(record),
         "source": _source(record),
+        "quality": _quality(record, assets),
         "validation": _validation(record, status),
         "limits": _limits(record),
         "reproduce": reproduce_section(record),
         "siblings": [_sibling(each) for each in record.siblings],
         "citation": citation_section(record),
-        "pictures": [{"alt": PICTURES[name], "name": name} for name in PICTURES if name in assets],
+        "pictures": _pictures([name for name in PICTURES if name != QUALITY_PICTURE], assets),
     }
+
+
+def _pictures(names: Sequence[str], assets: Collection[str]) -> list[dict[str, str]]:
+    return [{"alt": PICTURES[name], "name": name} for name in names if name in assets]
+
+
+def _quality(record: Record, assets: Collection[str]) -> Section | None:
+    section = quality_section(record)
+    return None if section is None else {**section, "pictures": _pictures([QUALITY_PICTURE], assets)}
 
 
 def view_unrecorded(found: Unrecorded) -> Section:
@@ -125,6 +138,7 @@ def view_unrecorded(found: Unrecorded) -> Section:
             "decoding": "",
             "files": [],
         },
+        "quality": None,
         "validation": None,
         "limits": [],
         "reproduce": None,
@@ -247,6 +261,9 @@ def _limits(record: Record) -> list[str]:
     ]
     if not any(component.error is not None for component in record.plan.components):
         limits.append("The error of the stored weights against the published ones was not measured.")
+    quality = current_quality(record)
+    if quality is not None:
+        return [*limits, describe_limit(quality)]
     stated = any(item.check in QUALITY and item.kind == "stated" for item in current_evidence(record))
     said = "what is said of it under Validation is stated by the publisher, and " if stated else ""
     limits.append(f"Quality was not measured: {said}the benchmark results of the source are not this conversion's.")

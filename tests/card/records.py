@@ -14,14 +14,18 @@ from hubtool.plan.plan import Plan, make_plan
 from hubtool.plan.recipe import load_recipe
 from hubtool.record import (
     SCHEMA,
+    ComparedRecord,
+    DistanceRecord,
     DroppedRecord,
     Evidence,
     FileRecord,
     MachineRecord,
     MeasuredRecord,
+    QualityRecord,
     RecipeRecord,
     Record,
     SourceRecord,
+    TextRecord,
 )
 from hubtool.units import GB, GIB
 
@@ -134,6 +138,49 @@ def evidence(check: str, outcome: str, detail: str = "", **other: object) -> Evi
     }
     return msgspec.convert(document, Evidence)
 
+
+def _distance(kl_mean: float, top1: float) -> DistanceRecord:
+    return DistanceRecord(
+        kl_mean=kl_mean,
+        kl_stderr=kl_mean / 31,
+        kl_median=kl_mean / 2,
+        kl_p99=kl_mean * 12,
+        kl_p999=kl_mean * 40,
+        kl_max=kl_mean * 90,
+        top1=top1,
+        delta_p_mean=-kl_mean / 20,
+        delta_p_rms=kl_mean / 3,
+        ppl=4.529 * (1 + kl_mean / 4),
+        ppl_source=4.529,
+        ln_ppl_ratio=kl_mean / 4,
+        experts=((0, 1.0), (1, top1)),
+    )
+
+
+QUALITY_EVIDENCE = evidence(
+    "quality",
+    "passed",
+    "predictions held against the source's on 8160 tokens of wiki.test.raw, in 32 windows of 512",
+    kind="measured",
+    quality=QualityRecord(
+        text=TextRecord(name="org/wikitext: wiki.test.raw", commit=COMMIT, sha256="a1" * 32, tokens=16384),
+        stream_sha256="b2" * 32,
+        tokens=8160,
+        windows=32,
+        context=512,
+        distance=_distance(0.2513, 0.874),
+        floor=_distance(0.0163, 0.981),
+        others=(
+            ComparedRecord(
+                recipe="mixed_2_6",
+                repo="Thump604/DeepSeek-V4-Flash-MLX-Q2-mixed-gs128-affine",
+                nbytes=106_355_393_628,
+                effective_bits=2.992,
+                distance=_distance(0.6137, 0.792),
+            ),
+        ),
+    ),
+)
 
 SEED_EVIDENCE = (
     evidence(

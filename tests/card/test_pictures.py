@@ -7,13 +7,14 @@ import pytest
 
 from hubtool.card import pictures
 from hubtool.card.view import PICTURES
+from tests.card.records import QUALITY_EVIDENCE, with_evidence
 from tests.fixtures import Conversions
 
 pytest.importorskip("matplotlib")
 
 
 def test_every_picture_is_drawn_and_the_same_each_time(converted: Conversions) -> None:
-    record = converted("mini", "mixed_3_6").record
+    record = with_evidence(converted("mini", "mixed_3_6").record, QUALITY_EVIDENCE)
     drawn = pictures.draw(record)
     assert set(drawn) == set(PICTURES)
     assert pictures.draw(record) == drawn
