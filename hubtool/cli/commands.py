@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "status": "Say what of a release is done and what is left.",
     },
     "Stage by stage": {
+        "calibrate": "Measure the inputs of each weight, to fit conversions to.",
         "convert": "Convert a checkpoint into a folder that is ready to publish.",
         "validate": "Check a finished folder step by step, and record the evidence.",
         "quality": "Measure how far predictions are from the source's.",

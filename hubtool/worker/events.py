@@ -50,7 +50,43 @@ class CompareTask(msgspec.Struct, frozen=True, tag="compare"):
     reference: str | None = None
 
 
-AnyTask = Task | CompareTask
+class TaskText(msgspec.Struct, frozen=True):
+    """A text to read: a local file, how many of its tokens, and what the record says it is."""
+
+    path: str
+    tokens: int
+    name: str
+    commit: str | None
+    sha256: str
+
+
+class CalibrateTask(msgspec.Struct, frozen=True, tag="calibrate"):
+    """A child is to sum up what goes into each matrix of a model while it reads texts.
+
+    Attributes:
+        source: A folder, or `org/name[@revision]` on the Hub.
+        base_model: What it is, where its files do not tell.
+        texts: What it reads.
+        context: Tokens of a window.
+        together: Windows that go through a layer together.
+        state: A folder for what a later run goes on from.
+        keep_nbytes: Memory for what layers return; the rest of it goes into files.
+        out: The file of statistics.
+        sensitivity: Tokens on which it is measured what formats do to the layers' outputs; 0 for none.
+    """
+
+    source: str
+    base_model: str | None
+    texts: list[TaskText]
+    context: int
+    together: int
+    state: str
+    keep_nbytes: int
+    out: str
+    sensitivity: int = 0
+
+
+AnyTask = Task | CompareTask | CalibrateTask
 
 
 class Device(msgspec.Struct, frozen=True, tag="device"):
@@ -117,6 +153,16 @@ class Compared(msgspec.Struct, frozen=True, tag="compared"):
     read_nbytes: int
 
 
+class Calibrated(msgspec.Struct, frozen=True, tag="calibrated"):
+    """Statistics are written: so many inputs, tokens that the least used expert saw, experts that saw none."""
+
+    inputs: int
+    tokens: int
+    least_tokens: int
+    unseen: int
+    costs: int
+
+
 class Peak(msgspec.Struct, frozen=True, tag="peak"):
     """The most memory that the process ever had, as the system knows; said last."""
 
@@ -129,4 +175,4 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     detail: str
 
 
-Event = Device | Loaded | Token | Done | Compares | LayerDone | Compared | Peak | Failed
+Event = Device | Loaded | Token | Done | Compares | LayerDone | Compared | Calibrated | Peak | Failed

@@ -188,6 +188,12 @@ class Forward:
         """Rows of the head."""
         return self.tensors.specs[f"{self._path(self._cut.head)}.weight"].shape[0]
 
+    @property
+    def head(self) -> str | None:
+        """Path of the head, None where it is the embedding."""
+        head = self._cut.head
+        return None if any(head is each for each in self._cut.embeddings) else self._path(head)
+
     def head_inputs(self, lane: Lane, batch: int, tokens: mx.array, room: Room) -> mx.array:
         """What the head multiplies for a batch after the last layer, [B, S, in]."""
         run = self._start(self.layers, lane, batch, room)

@@ -21,7 +21,7 @@ class Probe:
 
     Args:
         forward: The source.
-        lane: Its lane, whose layers' inputs and outputs are kept.
+        lane: Its lane, whose layers' outputs are kept.
         batches: Tokens [B, S]: the first ones of the run, or all.
         room: Where the run keeps things.
     """
@@ -40,16 +40,14 @@ class Probe:
         residual with what the layer added to it, mean over tokens. All else of the layer is as published.
 
         Args:
-            layer: Which the run has just done.
+            layer: Which the run has just done; the one before was the last that was followed.
             parts: Of this layer.
             sums: What was captured of the layer's inputs.
         """
         costs: dict[tuple[str, str], float] = {}
-        forward, keep, numbers = self._forward, self._room.keep, range(len(self._batches))
+        forward = self._forward
         observe, forward.observe = forward.observe, None
         try:
-            for batch in numbers if layer else ():
-                keep.put(self._changed.key(layer - 1, batch), keep.get(self._lane.key(layer - 1, batch)))
             for part in parts:
                 for candidate in part.candidates(last_resort=True):
                     if not all(map(candidate.keeps, part.parameters)):
@@ -58,10 +56,16 @@ class Probe:
                         costs[part.name, candidate.name] = self._change(layer)
         finally:
             forward.observe, forward.change = observe, None
-            for batch in numbers:
-                for kept in range(max(layer - 1, 0), layer + 1):
-                    keep.drop(self._changed.key(kept, batch))
+        self.follow(layer)
         return costs
+
+    def follow(self, layer: int) -> None:
+        """Take what a layer returned for the run as what the next is given, whatever becomes of it there."""
+        keep = self._room.keep
+        for batch in range(len(self._batches)):
+            if layer:
+                keep.drop(self._changed.key(layer - 1, batch))
+            keep.put(self._changed.key(layer, batch), keep.get(self._lane.key(layer, batch)))
 
     def _change(self, layer: int) -> float:
         """Mean over tokens of the relative change of a layer's output."""

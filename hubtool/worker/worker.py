@@ -18,6 +18,7 @@ import msgspec
 from hubtool.worker.events import (
     PROMPT_TOKENS,
     AnyTask,
+    CalibrateTask,
     CompareTask,
     Device,
     Done,
@@ -65,6 +66,10 @@ def main() -> None:
         from hubtool.worker.quality import compare
 
         compare(task, reporter.tell)
+    elif isinstance(task, CalibrateTask):
+        from hubtool.worker.calibrate import calibrate
+
+        calibrate(task, reporter.tell)
     elif task.what in _TASKS:
         _TASKS[task.what](task, reporter)
     if (nbytes := high_water_nbytes()) is not None:
@@ -95,7 +100,7 @@ def _tell_device(task: AnyTask, reporter: Reporter) -> None:
     backend = require_backend()
     import mlx.core as mx
 
-    if isinstance(task, CompareTask) or task.what in _TASKS:
+    if isinstance(task, CompareTask | CalibrateTask) or task.what in _TASKS:
         import mlx_lm  # noqa: F401  # its own failure must come before the device is told
 
     recommended = mx.device_info().get("max_recommended_working_set_size")
