@@ -5,6 +5,7 @@ PYTHON ?=
 PINS_FLAGS ?=
 PYTEST_FLAGS ?=
 CHROMIUM ?=
+FUZZ_FLAGS ?=
 UV := uv==0.13.9
 
 # What an account-less machine lacks: without HOME, caches would land in the root folder.
@@ -28,13 +29,14 @@ FIND_PYTHON = python=; \
 		exit 1; \
 	fi
 
-.PHONY: help demo test test-fast check pages real format pins clean
+.PHONY: help demo test test-fast check fuzz pages real format pins clean
 
 help:
 	@echo "make demo       make a tiny checkpoint, convert it and publish it to a rehearsal Hub on this machine"
 	@echo "make test       run the tests"
 	@echo "make test-fast  run those that take no seconds: under two minutes on two cores"
 	@echo "make check      lint, formatting, types, import layers"
+	@echo "make fuzz       give hubtool's commands 100,000 hostile files, an hour long; FUZZ_FLAGS='--minutes 5'"
 	@echo "make pages      look at a card's page in Chromium, and ask npm's @huggingface/hub for our parameter counts"
 	@echo "make real       publish real weights to a rehearsal Hub, and ask them a question; fetches 98 MB"
 	@echo "make format     reformat, and correct what the linter can"
@@ -58,6 +60,9 @@ check: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy hubtool tests
 	.venv/bin/lint-imports --no-logo
+
+fuzz: .venv/installed
+	.venv/bin/python -m tests.fuzz $(FUZZ_FLAGS)
 
 # What Python's package index does not have: Chromium (CHROMIUM=/path/to/it), Node.js 20 and npm.
 pages: .venv/installed

@@ -54,7 +54,7 @@ def main() -> int:
             name = f"try-{number}"
             if number % 4 > 1:
                 shutil.copytree(work / f"whole-{way}", work / name, ignore=shutil.ignore_patterns("hub"))
-            seconds, problems = interrupt(hub, work, (way, name), kind, chance.uniform(0, lasts[way]))
+            seconds, problems = interrupt(hub, work, (way, name), kind, chance.uniform(0, 0.8 * lasts[way]))
             slowest = max(slowest, seconds or 0.0)
             counts.update(problems or ["fine" if seconds is not None else "was done before the signal"])
             if problems:

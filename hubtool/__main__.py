@@ -33,11 +33,11 @@ def main() -> int:
         from hubtool.cli import main as command_line
 
         code = command_line()
+        for each in SIGNALS:  # all is done; Python would fall back to the system's ways while it ends
+            signal.signal(each, signal.SIG_IGN)
     except KeyboardInterrupt:
         _say("Error: interrupted")
         code = INTERRUPTED
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # all is done; Python would fall back to the system's ways while it ends
     if come.is_set() or code == INTERRUPTED:
         _end()
     return code

@@ -74,9 +74,26 @@ SHOWN_LENGTH = 2000
 """Characters of a fact that a message repeats."""
 
 
+_SECRETS = (
+    (re.compile(r"\bhf_\w{8,}[\w.-]*"), "*****"),
+    (re.compile(r"(?<=bearer )\S+", re.IGNORECASE), "*****"),
+    (re.compile(r"(?<=://)[^\s/@'\"]+(?=@)"), "*****"),
+    (re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*"), r"\1*****"),
+    (re.compile(r"\?[^\s='\"]+=[^\s'\"]*"), "*****"),
+)
+"""Tokens of any kind; user and password of an address; and its query: storage's are signed, and good for anybody."""
+
+
+def redact(text: str) -> str:
+    """`text` without tokens, without who asks in an address, and without its query."""
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
 def _shown(fact: object) -> str:
-    """A fact as it may stand in a message: it may come from a file that nobody has looked at."""
-    text = _UNSHOWABLE.sub(lambda match: ascii(match[0])[1:-1], str(fact))
+    """A fact as it may stand in a message: it may be secret, or come from a file that nobody has looked at."""
+    text = redact(_UNSHOWABLE.sub(lambda match: ascii(match[0])[1:-1], str(fact)))
     return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."
 
 

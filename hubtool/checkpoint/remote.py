@@ -15,9 +15,9 @@ from hubtool.checkpoint.identity import UNKNOWN, Identity, merge_identity
 from hubtool.checkpoint.prefetch import Downloads, Storage, Traffic
 from hubtool.checkpoint.source import Checkpoint, SourceSpec
 from hubtool.checkpoint.tensors import Header, header_length, parse_header
-from hubtool.errors import SourceError
+from hubtool.errors import SourceError, redact
 from hubtool.files.read import AGAIN
-from hubtool.hub.client import HubFile, list_files, make_api, redact, require_head
+from hubtool.hub.client import HubFile, list_files, make_api, require_head
 from hubtool.hub.patience import READING, PatientHub
 from hubtool.hub.reader import RepoReader, read_hub_file
 

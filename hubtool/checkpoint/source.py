@@ -321,7 +321,22 @@ class LocalSource(Checkpoint):
             raise SourceError(
                 "missing file", where=name, found=f"nothing in {self.name}", expected="a file", remedy=AGAIN
             )
+        if not self._is_own(path):
+            raise SourceError(
+                "a link out of the source",
+                where=name,
+                found=path.resolve(),
+                expected="a file of the folder, or a link into the blobs of the Hub's cache",
+                remedy="put the file itself there, if it is to be read and published",
+            )
         return path
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether a file lies in the folder, or where the Hub's client keeps those of a snapshot."""
+        folder, real = self.folder.resolve(), path.resolve()
+        if real.is_relative_to(folder):
+            return True
+        return folder.parent.name == "snapshots" and real.parent == folder.parent.parent / "blobs"
 
 
 def _close_all(descriptors: dict[str, int]) -> None:

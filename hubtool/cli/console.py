@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubtool import units
+from hubtool.errors import redact
 from hubtool.progress import Advance, uncounted
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Console:
         self._print(event, f"Error: {text}")
 
     def _print(self, event: Mapping[str, Any], text: str) -> None:
-        print(json.dumps(event, ensure_ascii=False) if self.json_mode else text, file=sys.stderr, flush=True)
+        line = json.dumps(event, ensure_ascii=False) if self.json_mode else text
+        print(redact(line), file=sys.stderr, flush=True)
 
     def _record(self, event: Mapping[str, Any]) -> None:
         """Write an event into the log; those before the folder's state is there wait for it."""
@@ -88,7 +90,7 @@ class Console:
     @staticmethod
     def _stamped(event: Mapping[str, Any]) -> str:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return json.dumps({"time": now, **event}, ensure_ascii=False) + "\n"
+        return redact(json.dumps({"time": now, **event}, ensure_ascii=False)) + "\n"
 
     @contextmanager
     def stage(self, name: str, total_nbytes: int = 0) -> Iterator[Advance]:

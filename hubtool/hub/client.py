@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from hubtool.errors import HubError, UsageError
+from hubtool.errors import HubError, UsageError, redact
 from hubtool.hub.answers import AnswerError, check_answer
 from hubtool.hub.private import DEFAULT_ENDPOINT, client_factory, default_client_factory
 
@@ -35,9 +35,6 @@ DOWNLOAD_SECONDS = 60.0
 """Longest silence in a download: its address is known to answer, so a retry is better than a long wait."""
 
 _ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?")
-
-_SECRET = re.compile(r"\bhf_\w{8,}[\w.-]*|(?<=bearer )\S+|\?[^\s='\"]+=[^\s'\"]*", re.IGNORECASE)
-"""Tokens of any kind, and the queries of addresses: those of storage are signed, and good for whoever has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +225,3 @@ def _remedy(error: HfHubHTTPError) -> str:
     if error.response.status_code in (402, 403) and re.search("storage|quota", said(error), re.IGNORECASE):
         return QUOTA_REMEDY
     return _REMEDIES.get(error.response.status_code, "run it again; what is done stays done")
-
-
-def redact(text: str) -> str:
-    """`text` without tokens and without the signed parts of addresses."""
-    return _SECRET.sub("*****", text)

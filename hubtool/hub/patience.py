@@ -32,10 +32,10 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from hubtool.errors import HubError
+from hubtool.errors import HubError, redact
 from hubtool.files.formats import parse_json
 from hubtool.hub.answers import AnswerError, readable
-from hubtool.hub.client import redact, said, translated
+from hubtool.hub.client import said, translated
 from hubtool.hub.private import HTTP_LOGGER, auth_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 from hubtool.units import format_seconds
 

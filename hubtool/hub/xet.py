@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from hubtool.hub.client import redact
+from hubtool.errors import redact
 from hubtool.hub.patience import DeniedError, PatientHub, TransferError
 from hubtool.hub.private import (
     abort_xet_session,

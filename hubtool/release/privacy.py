@@ -1,21 +1,47 @@
 """What must not reach a published file: paths, names and addresses of the publisher's machine, and tokens.
 
-Every text file is looked through before anything is sent, line by line; weights and pictures hold no text.
+Every file that is text is looked through before anything is sent: line by line as it stands, and as its reader gives
+its strings.
 """
 
+import codecs
 import getpass
 import ipaddress
 import re
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from hubtool.errors import OutputError
+from hubtool.errors import OutputError, SourceError
+from hubtool.files.formats import parse_json, parse_toml
+from hubtool.files.read import read_small
+from hubtool.files.yaml import parse_yaml
+from hubtool.hub.rules import read_metadata
 
-BINARY = (".safetensors", ".png", ".npz", ".gguf", ".model")
-"""Ends of names of files that hold no text."""
+WEIGHTS = (".safetensors", ".gguf", ".npz")
+"""Ends of names of files that are too large to hold text, or to be looked through."""
+
+HEAD_NBYTES = 8192
+"""By which it is judged whether a file is text."""
+
+CODE = (".py", ".jinja", ".js")
+
+LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "AUTHORS")
+"""Beginnings of names of files whose mail addresses are meant to be there."""
+
+_REMARKABLE = (
+    ("mail address", re.compile(r"(?<![\w.+/-])[\w.+-]+@(?!example\.)[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}(?![\w@])")),
+    (
+        "internal host",
+        re.compile(
+            r"(?<![\w./-])(?:[A-Za-z0-9-]+\.)+(?:corp|home|internal|intranet|lan|localdomain|local)(?![\w(=]|\.\w)"
+        ),
+    ),
+    ("code of another repo that a reader would fetch and run", re.compile(r"(?<![\w./-])[\w.-]+/[\w.-]+--[\w.]+\.\w+")),
+)
+"""What a publisher may well mean: kinds and patterns. `org/repo--file.Class` is transformers' remote `auto_map`."""
 
 VOCABULARIES = ("tokenizer.json", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 """Files that list words: a name of the machine among them says nothing, nor does what looks like any path.
@@ -90,7 +116,8 @@ class Leak:
     found: str
 
     def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.kind} {self.found!r}"
+        where = f"{self.file}, line {self.line}" if self.line else self.file
+        return f"{where}: {self.kind} {self.found!r}"
 
 
 @dataclass(frozen=True)
@@ -159,12 +186,91 @@ def _is_private(text: str) -> bool:
 
 
 def scan_files(files: Iterable[tuple[str, bytes]], identity: Identity) -> Iterator[Leak]:
-    """Everything in files, given by name and content, that must not be published."""
+    """Everything in files, given by name and content, that must not be published; as a reader of them would see it."""
     for name, content in files:
         if name.startswith("/") or ".." in Path(name).parts:
             yield Leak(name, 0, "path", name)
-        if not name.endswith(BINARY):
-            yield from scan_text(name, content.decode("utf-8", errors="replace"), identity)
+        text = read_text(content)
+        if text is None:
+            continue
+        seen = set()
+        for leak in scan_text(name, text, identity):
+            seen.add((leak.kind, leak.found))
+            yield leak
+        # What is written with escapes, or over several lines, shows only when it is read.
+        for leak in scan_text(name, "\n".join(read_strings(name, content)), identity):
+            if (leak.kind, leak.found) not in seen:
+                yield replace(leak, line=0)
+
+
+def scan_warnings(files: Iterable[tuple[str, bytes]]) -> Iterator[Leak]:
+    """What in files may well be meant, and should not be published unnoticed."""
+    for name, content in files:
+        text = read_text(content)
+        if text is None or _is_vocabulary(name):
+            continue
+        decoded = "\n".join(read_strings(name, content))
+        for kind, pattern in _REMARKABLE:
+            if _is_meant(kind, name):
+                continue
+            for found in dict.fromkeys(match[0] for match in pattern.finditer(f"{text}\n{decoded}")):
+                line = next((n for n, each in enumerate(text.splitlines(), start=1) if found in each), 0)
+                yield Leak(name, line, kind, found)
+
+
+def _is_meant(kind: str, name: str) -> bool:
+    """Whether a file of this name has that for good: authors in a license, attributes that look like hosts in code."""
+    if kind == "internal host":
+        return name.endswith(CODE)
+    return kind == "mail address" and name.upper().startswith(LEGAL)
+
+
+def read_text(content: bytes) -> str | None:
+    """The text of a file in UTF-8 or UTF-16, None for one that is none; a name's end says nothing of it."""
+    head = content[:HEAD_NBYTES]
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return content.decode("utf-16", errors="replace")
+    if 0 in head:
+        # Of text in a language that ASCII writes, every other byte of UTF-16 is 0.
+        for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+            if head[start::2].count(0) > len(head) * 0.4 and head[1 - start :: 2].count(0) < len(head) * 0.1:
+                return content.decode(encoding, errors="replace")
+        return None
+    return content.decode("utf-8", errors="replace")
+
+
+def read_strings(name: str, content: bytes) -> list[str]:
+    """Every string in a JSON, TOML or YAML file, or in the front matter of Markdown, as its reader gives it.
+
+    JSON without an escape says nothing that its text does not.
+    """
+    try:
+        if name.endswith((".json", ".ipynb", ".jsonl")):
+            lines = content.split(b"\n") if name.endswith(".jsonl") else [content]
+            value: object = [parse_json(line, name) for line in lines if b"\\" in line]
+        elif name.endswith(".toml"):
+            value = parse_toml(content, name, error=SourceError)
+        elif name.endswith((".yaml", ".yml")):
+            value = parse_yaml(content, name)
+        elif name.endswith(".md"):
+            value = read_metadata(content.decode("utf-8", errors="replace"), name)
+        else:
+            return []
+    except SourceError:
+        return []  # nobody can read it otherwise than as text
+    return list(_strings(value))
+
+
+def _strings(value: object) -> Iterator[str]:
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            left += [*item, *item.values()]
+        elif isinstance(item, list):
+            left += item
 
 
 def scan_folder(folder: Path, names: Iterable[str], identity: Identity) -> tuple[Leak, ...]:
@@ -175,8 +281,11 @@ def scan_folder(folder: Path, names: Iterable[str], identity: Identity) -> tuple
         names: The files that are to be published.
         identity: Whose names must not be.
     """
-    files = ((name, b"" if name.endswith(BINARY) else (folder / name).read_bytes()) for name in names)
-    return tuple(scan_files(files, identity))
+    return tuple(scan_files(_read(folder, names), identity))
+
+
+def _read(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    return ((name, b"" if name.endswith(WEIGHTS) else read_small(folder / name)) for name in names)
 
 
 def require_private(folder: Path, names: Iterable[str], public: Iterable[str] = ()) -> None:
@@ -203,7 +312,7 @@ def _refuse(where: Path | str, leaks: Sequence[Leak]) -> None:
         shown = "; ".join(str(leak) for leak in leaks[:5])
         more = f"; and {len(leaks) - 5} more" if len(leaks) > 5 else ""
         raise OutputError(
-            "a file tells what is nobody's business",
+            "private information in a file that would be published",
             where=where,
             found=f"{shown}{more}",
             remedy="take it out of the file, or out of the source that the file comes from, and convert again",

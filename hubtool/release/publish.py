@@ -34,7 +34,7 @@ from hubtool.progress import Named, Watch
 from hubtool.record import Evidence, Record, Rung, SiblingRecord
 from hubtool.release.collection import collect
 from hubtool.release.folder import PATIENCE, Published, Ready, addressed, plan_ready, publish_ready
-from hubtool.release.privacy import require_private_texts
+from hubtool.release.privacy import require_private_texts, scan_warnings
 from hubtool.release.release import Release, Variant
 from hubtool.release.signing import sign
 from hubtool.release.stream import Streaming
@@ -117,6 +117,8 @@ def check_before(source: Source, repo: str, watch: Watch) -> None:
     carried = {name: read_carried(source, name) for name in carried_files(source)}
     carried[CONFIG_FILE] = json.dumps(tidy_config(source, source.config), indent=2, ensure_ascii=False).encode()
     require_private_texts(f"source {source.name}", carried, [name for name in (repo, source.identity.repo) if name])
+    for found in scan_warnings(carried.items()):
+        watch.say(f"would be published: {found}")
     for warning in check_publishable(source_metadata(source), source.identity.repo, repo):
         watch.say(f"{repo}: the Hub will warn: {warning}")
 

@@ -9,11 +9,11 @@ from typing import Literal
 import huggingface_hub
 from huggingface_hub import constants
 
-from hubtool.errors import HubError, UsageError
+from hubtool.errors import HubError, UsageError, redact
 from hubtool.guard.guard import Limits
 from hubtool.guard.machine import this_machine, versions
 from hubtool.guard.memory import Meter, Pressure, capacity, swap_used_nbytes
-from hubtool.hub.client import find_endpoint, make_api, redact
+from hubtool.hub.client import find_endpoint, make_api
 from hubtool.hub.patience import NOT_SHOWN, READING, PatientHub, refused_status
 from hubtool.plan.plan import Plan
 from hubtool.record import CacheRecord, MachineRecord

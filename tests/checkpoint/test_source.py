@@ -282,3 +282,30 @@ def test_planning_reads_no_weights(source: Path, hubtool: CommandLine) -> None:
 def test_file_that_cannot_be_hashed_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"cannot be read: found Is a directory; check its disk, then run it again"):
         file_sha256(tmp_path)
+
+
+def test_link_out_of_the_source_is_not_followed(source: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("nobody may read this")
+    (source / "LICENSE-key").symlink_to(secret)
+    (source / "NOTICE").symlink_to("LICENSE")
+    read = LocalSource(source)
+    assert read.read_file("NOTICE") == read.read_file("LICENSE")
+    with pytest.raises(SourceError, match="LICENSE-key: a link out of the source"):
+        read.read_file("LICENSE-key")
+
+
+def test_links_of_a_snapshot_lead_into_the_blobs_of_its_repo(source: Path, tmp_path: Path) -> None:
+    repo = tmp_path / "models--org--name"
+    snapshot = repo / "snapshots" / ("0" * 40)
+    (repo / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(source.iterdir())):
+        path.rename(repo / "blobs" / str(number))
+        (snapshot / path.name).symlink_to(Path("../../blobs") / str(number))
+    (tmp_path / "secret").write_text("nobody may read this")
+    (snapshot / "NOTICE").symlink_to(tmp_path / "secret")
+    read = LocalSource(snapshot)
+    assert read.tensors and read.config and read.sha256(read.shard_names[0])
+    with pytest.raises(SourceError, match="NOTICE: a link out of the source"):
+        read.read_file("NOTICE")

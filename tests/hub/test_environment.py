@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from hubtool.errors import UsageError
-from hubtool.hub.client import find_endpoint, redact
+from hubtool.errors import HubError, UsageError, redact
+from hubtool.hub.client import find_endpoint
 from hubtool.rehearsal.faults import Answer, Fault
 from tests.fixtures import CommandLine, Outcome
 from tests.publisher import REPO, Publisher
@@ -125,3 +125,27 @@ def test_signed_address_is_shown_neither_in_a_wait_nor_in_an_error(
     outcome = hubtool("upload", publisher.folder, "--to", REPO)
     assert outcome.code == 1
     assert "/storage/object/" in outcome.stderr and not re.search(r"\?\w+=", outcome.stderr), outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("http://anna:secret@hub.test/x", "http://*****@hub.test/x"),
+        ("https://secret@hub.test", "https://*****@hub.test"),
+        ("https://hub.test/a?secret", "https://hub.test/a*****"),
+        ("https://hub.test/a?b=secret&c=secret", "https://hub.test/a*****"),
+        ("Bearer secret", "Bearer *****"),
+        ("hf_secretsecret", "*****"),
+        ("why? because", "why? because"),
+    ],
+)
+def test_secrets_are_left_out_of_every_message(text: str, kept: str) -> None:
+    assert redact(text) == kept
+    assert "secret" not in str(HubError("no", where=text, found=text, expected=text))
+
+
+def test_endpoint_with_a_password_is_refused_without_it(hubtool: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://anna:secret@hub.test/?token=secret")
+    for arguments in (["plan", "org/name", "--recipe", "native"], ["doctor"], ["inspect", "org/name", "--json"]):
+        outcome = hubtool(*arguments)
+        assert "secret" not in outcome.stdout + outcome.stderr

@@ -6,7 +6,7 @@ import pytest
 
 from hubtool.errors import OutputError
 from hubtool.hub.upload import published_names
-from hubtool.release.privacy import Identity, read_identity, require_private, scan_folder, scan_text
+from hubtool.release.privacy import Identity, read_identity, require_private, scan_folder, scan_text, scan_warnings
 from tests.fixtures import Conversions
 
 NOBODY = Identity(frozenset(), frozenset())
@@ -129,3 +129,43 @@ def test_publishing_is_refused_with_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{\n  "_name_or_path": "/Users/annabell/V4"\n}\n')
     with pytest.raises(OutputError, match=r"config.json, line 2: path '/Users/annabell/V4'"):
         require_private(tmp_path, ["config.json"])
+
+
+ESCAPED = {
+    "a.json": b'{"x": "\\u002fhome\\u002fannabell\\u002fmodels"}',
+    "b.json": b'{"\\u0068f_' + b"a1B2" * 8 + b'": 1}',
+    "c.toml": b'x = "\\u002Fhome\\u002Fannabell"',
+    "d.yaml": b'x: "\\x2fhome\\x2fannabell"',
+    "README.md": b'---\nx: "\\x2fhome\\x2fannabell"\n---\n',
+    "e.txt": "/home/annabell/x".encode("utf-16"),
+    "f.bin": "/home/annabell/models and more of it".encode("utf-16-le"),
+    "g.png": b"/home/annabell",
+    "h": b"\xef\xbb\xbf/home/annabell",
+    "i.jsonl": b'{}\n{"x": "\\/home\\/annabell"}\n',
+}
+
+
+@pytest.mark.parametrize("name", ESCAPED)
+def test_what_a_reader_would_see_is_looked_through(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(ESCAPED[name])
+    assert {leak.kind for leak in scan_folder(tmp_path, [name], ANNA)} & {"path", "token"}
+
+
+def test_pictures_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR /home/annabell")
+    assert scan_folder(tmp_path, ["a.png"], ANNA) == ()
+
+
+def test_what_may_be_meant_is_remarked() -> None:
+    files = {
+        "NOTES": b"Write to anna@lab.example.org, or see build.corp.internal.",
+        "config.json": b'{"auto_map": {"AutoModel": "someone\\/code--modeling.Model"}}',
+        "LICENSE": b"Copyright anna@lab.example.org",
+        "a.py": b"self.local = model.home(x); import os.path; x@y; a.local.b = 1",
+    }
+    found = [(each.file, each.kind, each.found) for each in scan_warnings(files.items())]
+    assert found == [
+        ("NOTES", "mail address", "anna@lab.example.org"),
+        ("NOTES", "internal host", "build.corp.internal"),
+        ("config.json", "code of another repo that a reader would fetch and run", "someone/code--modeling.Model"),
+    ]
