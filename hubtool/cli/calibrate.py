@@ -20,8 +20,8 @@ from hubtool.validate.text import Text, open_text
 @click.command(
     "calibrate",
     epilog=examples(
-        "hubtool calibrate ./source --text chats.jsonl --out statistics.safetensors",
-        "hubtool calibrate ./source --text a.txt --text b.txt=2 --sensitivity --out s.safetensors",
+        "hubtool calibrate ./source --text chats.jsonl --out s.safetensors",
+        "hubtool calibrate ./source --text a.txt --text b.txt=2 --sensitivity --out s",
     ),
 )
 @source_argument
