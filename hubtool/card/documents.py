@@ -45,6 +45,8 @@ class Wording:
         tags: The publisher's own, beside hubtool's.
         languages: Of the model, beside those that its source names.
         may_replace: Asks whether words of the card may be replaced that cannot be kept.
+        keeps_page: Whether what people wrote on the page is kept; of another model's that was replaced, only who may
+            read it is.
     """
 
     templates: Path | None = None
@@ -52,6 +54,7 @@ class Wording:
     tags: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     may_replace: Replace = never
+    keeps_page: bool = True
 
     def check(self, where: str) -> None:
         """Refuse now what the Hub would refuse later.

@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def destination_options(command: Command) -> Command:
         click.option("--revision", default="main", show_default=True, help="A branch; made if it is not there."),
         click.option("--tag", help="The tag of the release.  [default: hubtool-, and the start of the record's hash]"),
         click.option("--collection", metavar="SLUG", help="Add the repo to this collection."),
+        click.option("--replace", "replace_other", is_flag=True, help="Replace another model that the repo holds."),
+        click.option("--delete-foreign", is_flag=True, help="Delete weights of others that the repo holds."),
     )
 
     @functools.wraps(command)
@@ -42,10 +45,14 @@ def destination_options(command: Command) -> Command:
         revision: str,
         tag: str | None,
         collection: str | None,
+        replace_other: bool,
+        delete_foreign: bool,
         **values: Any,
     ) -> Any:
 
-        to = Destination(repo, not public, revision, pr, tag, public_after_verify, collection) if repo else None
+        allowed = {"replace": replace_other, "delete_foreign": delete_foreign}
+        given = Destination("-/-", not public, revision, pr, tag, public_after_verify, collection, **allowed)
+        to = replace(given, repo=repo) if repo else None
         return command(*arguments, to=to, **values)
 
     for option in reversed(options):

@@ -174,6 +174,8 @@ def _load(path: Path, rungs: tuple[Rung, ...], sign_key: Path | None, wording: W
         )
     release = load_release(path)
     release = release.proposed() if context.params["pr"] else release
+    allowed = {"replace": context.params["replace_other"], "delete_foreign": context.params["delete_foreign"]}
+    release = release.sent(**{name: True for name, value in allowed.items() if value})
     return replace(
         release,
         validate=tuple(dict.fromkeys([*release.validate, *rungs])),

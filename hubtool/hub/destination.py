@@ -1,5 +1,6 @@
 """Where to on the Hub: a repo, a branch of it, or a pull request; found, and made where it is not there."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +11,16 @@ from huggingface_hub.hf_api import ModelInfo
 
 from hubtool.errors import HubError, UsageError
 from hubtool.hub.client import HubFile, list_files
-from hubtool.hub.patience import NOT_FOUND, PatientHub, refused_status
+from hubtool.hub.patience import NOT_FOUND, NOT_SHOWN, PatientHub, refused_status
 from hubtool.hub.private import auth_headers, get_session, hf_raise_for_status
+from hubtool.hub.rules import REF_NAME
 from hubtool.hub.state import State
 from hubtool.units import GB, format_size
 
 MAIN = "main"
+
+COLLECTION_SLUG = re.compile(r"[\w.-]+/[\w.-]+")
+"""Of a collection; whether it is there is asked."""
 
 PRIVATE_QUOTA_NBYTES = 100 * GB
 """Private storage of an account that pays nothing (huggingface.co/docs/hub/storage-limits)."""
@@ -33,6 +38,8 @@ class Destination:
         tag: The tag of what is verified; by default `hubtool-` and the start of the record's SHA-256.
         public_after_verify: Whether to make the repo public when its files are verified.
         collection: The slug of a collection to add the repo to.
+        replace: Whether another model that stands there may be replaced.
+        delete_foreign: Whether weights of somebody else that stand there may be deleted.
     """
 
     repo: str
@@ -42,9 +49,24 @@ class Destination:
     tag: str | None = None
     public_after_verify: bool = False
     collection: str | None = None
+    replace: bool = False
+    delete_foreign: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what contradicts itself."""
+        """Refuses what contradicts itself, and names that the Hub would refuse."""
+        for option, name in (("--tag", self.tag), ("--revision", self.revision)):
+            if name is not None and not REF_NAME.fullmatch(name):
+                raise UsageError(
+                    "not a name that the Hub allows",
+                    where=option,
+                    found=repr(name),
+                    expected="letters, digits, dots, dashes and underscores, without spaces",
+                )
+        if self.collection is not None and not COLLECTION_SLUG.fullmatch(self.collection):
+            expected = "NAMESPACE/TITLE-ID, as the address of its page ends"
+            raise UsageError(
+                "not the slug of a collection", where="--collection", found=repr(self.collection), expected=expected
+            )
         if self.pull_request and (self.revision != MAIN or self.tag or self.public_after_verify or self.collection):
             raise UsageError(
                 "a pull request goes to the main branch, and its repo is someone else's",
@@ -158,6 +180,8 @@ def check_rights(hub: PatientHub, to: Destination, place: Place, nbytes: int) ->
     token = me.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise HubError("the token may only read", where=to.repo, remedy="make one that may write, and set HF_TOKEN")
+    if to.collection is not None:
+        require_collection(hub, to.collection)
     if not place.exists:
         _check_creation(to, me)
     elif not to.pull_request:
@@ -167,6 +191,17 @@ def check_rights(hub: PatientHub, to: Destination, place: Place, nbytes: int) ->
             f"{to.repo} is private, and {format_size(nbytes)} are more than the {format_size(PRIVATE_QUOTA_NBYTES)} "
             "that an account has for private repos free of charge; --public avoids that"
         )
+
+
+def require_collection(hub: PatientHub, slug: str) -> None:
+    """Raise HubError if there is no such collection, or the token may not see it."""
+    try:
+        hub.attempt(f"collection {slug}", lambda: hub.api.get_collection(slug))
+    except HubError as error:
+        if refused_status(error) not in NOT_SHOWN:
+            raise
+        remedy = "check the slug: the address of its page ends in it"
+        raise HubError("no such collection, or the token may not see it", where=slug, remedy=remedy) from error
 
 
 def _check_write(hub: PatientHub, repo: str) -> None:

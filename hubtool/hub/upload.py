@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationDelete
 
-from hubtool.errors import HubError, OutputError, RecordError
+from hubtool.errors import HubError, OutputError
 from hubtool.files.read import file_sha256
 from hubtool.hub.blobs import Blobs, choose_large, chosen_addition, require_unchanged, stored_addition
 from hubtool.hub.client import HubFile, git_sha1, list_files
@@ -18,8 +18,9 @@ from hubtool.hub.commit import Operation, card_refused, commit_once
 from hubtool.hub.destination import Destination, Place, Proposal, check_rights, find_place, make_place
 from hubtool.hub.patience import BAD_REQUEST, PatientHub, refused_status
 from hubtool.hub.private import UploadInfo
-from hubtool.hub.reader import has_record, read_hub_file, read_hub_record
+from hubtool.hub.reader import has_record
 from hubtool.hub.rules import REGULAR_LIMIT_NBYTES, check_metadata
+from hubtool.hub.standing import Standing, read_earlier, require_standing, wanted_of
 from hubtool.hub.state import Blob, State
 from hubtool.progress import UNWATCHED, Advance, Watch
 from hubtool.record import (
@@ -29,7 +30,6 @@ from hubtool.record import (
     FileRecord,
     Record,
     asset_names,
-    decode_record,
     encode_record,
     is_derived,
 )
@@ -79,7 +79,7 @@ class UploadPlan:
         place: Where to, as it stands.
         send: Names of the files that the commit will have, because the Hub has none or others of that name.
         keep: Names of the files that stand there already.
-        delete: Names of files of an earlier release, which are no longer part of it.
+        delete: Names of files of an earlier release, which are no longer part of it, and of weights of others.
         foreign: Names of files that are not hubtool's and stay.
         nbytes: Bytes of `send`.
     """
@@ -144,6 +144,8 @@ class Upload:
         self._names = published_names(record, folder)
         self._hashes = record.hashes()
         self._planned: UploadPlan | None = None
+        self._standing = Standing()
+        self._read: dict[str, Record | None] = {}
         self._state = State(folder, hub.api.endpoint, to.key)
         self._title = release_title(record.recipe.name, record.plan.digest)
 
@@ -159,6 +161,24 @@ class Upload:
         self._known = known
         return find_place(self._hub, self._to, self._state, self._title, known)
 
+    def require_standing(self, place: Place) -> Standing:
+        """What stands at the destination, if it may be published over: see `require_standing`.
+
+        Raises:
+            HubError: Another model, or weights of somebody else, and that is not allowed.
+        """
+        self._standing = require_standing(self._hub, self._to, place, wanted_of(self._record), self._earlier(place))
+        return self._standing
+
+    def _earlier(self, place: Place) -> Record | None:
+        """The record at the destination, read once of each commit; None if there is none that can be read."""
+        if RECORD_FILE not in place.files or place.head is None:
+            return None
+        if place.head not in self._read:
+            same = self._is_there(RECORD_FILE, place.files[RECORD_FILE])
+            self._read[place.head] = self._record if same else read_earlier(self._hub, self._to, place)
+        return self._read[place.head]
+
     def plan(self, place: Place | None = None) -> UploadPlan:
         """What `run` would do; all checks are made, and nothing is written.
 
@@ -170,7 +190,9 @@ class Upload:
             HubError: The Hub refused, or could not be reached; the tag is taken; the repo was withdrawn.
         """
         self._check_folder()
-        planned = self._compare(place or self.find())
+        place = place or self.find()
+        self.require_standing(place)
+        planned = self._compare(place)
         if self._known is None or self._known.exists != planned.place.exists:
             check_rights(self._hub, self._to, planned.place, planned.nbytes)
         self._check_withdrawal(planned)
@@ -256,9 +278,8 @@ class Upload:
         place = planned.place
         if RECORD_FILE not in planned.send or RECORD_FILE not in place.files or place.head is None:
             return
-        try:
-            earlier = read_hub_record(self._hub, self._to.repo, place.head)
-        except RecordError:
+        earlier = self._earlier(place)
+        if earlier is None:
             return  # `_compare` has said so
         if earlier.withdrawn and not self._record.withdrawn and earlier.subject == self._record.subject:
             raise HubError(
@@ -285,7 +306,8 @@ class Upload:
     def _compare(self, place: Place) -> UploadPlan:
         send = tuple(name for name in self._names if not self._is_there(name, place.files.get(name)))
         ours = set(self._earlier_names(place))
-        delete = tuple(sorted(name for name in ours & place.files.keys() if name not in self._names))
+        gone = {name for name in ours & place.files.keys() if name not in self._names}
+        delete = tuple(sorted(gone | set(self._standing.delete)))
         known = {*self._names, *delete, ATTRIBUTES_FILE}
         return UploadPlan(
             place=place,
@@ -302,11 +324,9 @@ class Upload:
             return ()
         if self._is_there(RECORD_FILE, place.files[RECORD_FILE]):
             return [*self._hashes, *DERIVED_FILES]
-        content = read_hub_file(self._hub, self._to.repo, place.head, RECORD_FILE)
-        try:
-            earlier = decode_record(content or b"")
-        except RecordError as error:
-            self._hub.say(f"{self._to.repo}: its record cannot be read, so no file is deleted: {error.found}")
+        earlier = self._earlier(place)
+        if earlier is None:
+            self._hub.say(f"{self._to.repo}: its record cannot be read, so no file is deleted")
             return ()
         return [*(file.name for file in earlier.files), *DERIVED_FILES]
 

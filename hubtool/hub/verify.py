@@ -12,6 +12,7 @@ from hubtool.hub.client import HubFile, git_sha1, list_files
 from hubtool.hub.destination import MAIN
 from hubtool.hub.patience import PatientHub
 from hubtool.hub.reader import decode_hub_record, read_hub_file
+from hubtool.hub.standing import foreign_weights
 from hubtool.hub.upload import ATTRIBUTES_FILE, published_names
 from hubtool.record import CARD_FILE, DERIVED_FILES, RECORD_FILE, Record
 
@@ -94,6 +95,8 @@ def verify_commit(
     hashes = record.hashes()
     ours = {name: file.nbytes for name, file in there.items() if name in hashes or name in DERIVED_FILES}
     foreign = tuple(sorted(there.keys() - ours.keys() - {ATTRIBUTES_FILE}))
+    for name in foreign_weights([each for each in foreign if "/" not in each], ()):
+        problems.append(f"{name}: weights that are not the record's, and that mlx-lm would load too")
     return Verification(repo, commit, len(ours), sum(ours.values()), tuple(problems), foreign)
 
 

@@ -17,6 +17,7 @@ from hubtool.files.lock import locked
 from hubtool.hub.destination import Destination, Place
 from hubtool.hub.finish import finish
 from hubtool.hub.patience import Patience, PatientHub
+from hubtool.hub.standing import Standing
 from hubtool.hub.state import Blob
 from hubtool.hub.upload import Upload, Uploaded, UploadPlan, published_names
 from hubtool.hub.verify import Verification, verify_commit
@@ -114,7 +115,8 @@ def publish_ready(hub: PatientHub, ready: Ready, watch: Watch) -> Published:
     upload = Upload(hub, folder, record, to, ready.sent)
     with watch.stage("check"):
         place = upload.find(ready.found)
-        adopted = adopt_prose(hub, (folder, record), to, place, ready.wording)
+        standing = upload.require_standing(place)
+        adopted = adopt_prose(hub, (folder, record), to, place, _worded(ready, standing))
         if adopted is not None:
             adopted.write(folder)
             watch.say(f"{folder / CARD_FILE}: took in what was written on the page of {to.repo}")
@@ -141,9 +143,15 @@ def plan_ready(hub: PatientHub, ready: Ready) -> UploadPlan:
     folder, record, to = ready.converted.folder, ready.converted.record, ready.to
     upload = Upload(hub, folder, record, to)
     place = upload.find()
-    adopt_prose(hub, (folder, record), to, place, ready.wording)
+    standing = upload.require_standing(place)
+    adopt_prose(hub, (folder, record), to, place, _worded(ready, standing))
     require_private_folder(folder, record, to.repo)
     return upload.plan(place)
+
+
+def _worded(ready: Ready, standing: Standing) -> Wording:
+    """How the card is worded: what was written on the page of another model is not taken over."""
+    return ready.wording if standing.other is None else replace(ready.wording, keeps_page=False)
 
 
 def require_private_folder(folder: Path, record: Record, repo: str, elsewhere: Collection[str] = ()) -> None:

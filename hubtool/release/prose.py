@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hubtool.card.consent import describe_change, require_kept
 from hubtool.card.documents import PLAIN, Made, Wording, known_generated, make_folder_card
+from hubtool.card.front import read_front
 from hubtool.card.kept import find_templates, keep_generated, nearest, read_generated
 from hubtool.card.merge import merge_own, write_own
 from hubtool.card.old_wording import older_lines
@@ -24,6 +25,9 @@ from hubtool.hub.state import destination_key, kept_path
 from hubtool.record import ASSETS_PREFIX, CARD_FILE, RECORD_FILE, Record, decode_record
 
 CARDS_DIR = "cards"
+
+GATING = "extra_gated_"
+"""How the keys begin by which readers have to be let in: that is the repo's, whatever model it holds."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,9 @@ def merge_page(made: Made, page: Page, base: Base, where: str, wording: Wording)
     Raises:
         OutputError: One section was edited in both, or the page's card cannot be kept, and nobody allows that.
     """
+    if not wording.keeps_page:
+        gate = {key: entry for key, entry in read_front(page.card, page.name).entries.items() if key.startswith(GATING)}
+        return write_own(made.generated, replace(made.own, keys={**gate, **made.own.keys}))
     theirs = read_page(page, made.generated, base, wording.templates)
     mine = replace(made.own, lost=())  # nothing of it is lost that nobody has allowed
     merged = merge_own(mine, theirs, base.read(made.generated), (where, page.name), wording.may_replace)

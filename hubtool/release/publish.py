@@ -20,6 +20,7 @@ from hubtool.checkpoint.metadata import source_metadata
 from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import CONFIG_FILE, Source
 from hubtool.checkpoint.usable import carried_files, read_carried, require_usable, tidy_config
+from hubtool.convert.config import documents
 from hubtool.convert.convert import Converted, convert_folders, identified
 from hubtool.convert.job import Effort, Job
 from hubtool.convert.opened import OpenFolders, finished, open_folders
@@ -27,11 +28,12 @@ from hubtool.errors import VerificationError
 from hubtool.guard.guard import Limits
 from hubtool.hub.destination import Destination, Place
 from hubtool.hub.patience import Patience, PatientHub
+from hubtool.hub.standing import Wanted, require_standing
 from hubtool.hub.upload import UploadPlan, plan_before, release_title
 from hubtool.plan.budget import plan_all
 from hubtool.plan.plan import Plan
 from hubtool.progress import Named, Watch
-from hubtool.record import Evidence, Record, Rung, SiblingRecord
+from hubtool.record import CARD_FILE, PROVENANCE_FILE, RECORD_FILE, Evidence, Record, Rung, SiblingRecord
 from hubtool.release.collection import collect
 from hubtool.release.folder import PATIENCE, Published, Ready, addressed, plan_ready, publish_ready
 from hubtool.release.privacy import require_private_texts, scan_warnings
@@ -141,7 +143,7 @@ def publish(
     """
     hub = PatientHub(api, patience, watch.say)
     release = opened.release
-    found = {job.folder: _plan_before(hub, job, variant.destination).place for job, variant in opened.pairs}
+    found = {job.folder: _plan_before(hub, opened, job, variant.destination).place for job, variant in opened.pairs}
     with open_folders(opened.source, opened.jobs, effort, watch, streamed=release.stream) as folders:
         ready = _make(hub, opened, folders, found, watch)
         for job, each in zip(opened.jobs, ready, strict=True):
@@ -170,7 +172,7 @@ def dry_run(api: HfApi, opened: OpenRelease, watch: Watch) -> list[DryRun]:
         to = variant.destination
         record = finished(opened.source, job.plan, job.folder)
         if record is None:
-            runs.append(DryRun(False, to, _plan_before(hub, job, to)))
+            runs.append(DryRun(False, to, _plan_before(hub, opened, job, to)))
         else:
             ready = Ready(Converted(job.folder, record, fresh=False), to, wording=opened.wording(variant))
             runs.append(DryRun(True, to, plan_ready(hub, ready)))
@@ -201,11 +203,16 @@ def _make(
     return ready
 
 
-def _plan_before(hub: PatientHub, job: Job, to: Destination) -> UploadPlan:
-    """What publishing would do that has not converted yet: its weights only, since the rest is not made."""
+def _plan_before(hub: PatientHub, opened: OpenRelease, job: Job, to: Destination) -> UploadPlan:
+    """What publishing would do that has not converted yet; how large card and record will be is not known."""
     plan = job.plan
     sizes = {shard.file: shard.nbytes for shard in plan.shards}
-    return plan_before(hub, job.folder, to, sizes, release_title(plan.recipe.name, plan.digest))
+    sizes |= {name: len(content) for name, content in documents(opened.source, plan)}
+    sizes |= dict.fromkeys((CARD_FILE, RECORD_FILE, PROVENANCE_FILE), 0)
+    planned = plan_before(hub, job.folder, to, sizes, release_title(plan.recipe.name, plan.digest))
+    wanted = Wanted(plan.model.model_type, opened.source.identity.repo, plan.recipe.name, None, frozenset(sizes))
+    require_standing(hub, to, planned.place, wanted)
+    return planned
 
 
 def _sibling(plan: Plan, variant: Variant) -> SiblingRecord:

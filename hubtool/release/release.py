@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hubtool.card import find_prose_fault
 from hubtool.card.documents import PLAIN, Wording
@@ -90,12 +91,12 @@ class Release:
 
     def proposed(self) -> "Release":
         """The same as a pull request to each repo."""
-        return replace(
-            self,
-            variants=tuple(
-                replace(each, destination=replace(each.destination, pull_request=True)) for each in self.variants
-            ),
-        )
+        return self.sent(pull_request=True)
+
+    def sent(self, **how: Any) -> "Release":
+        """The same with these attributes of every destination."""
+        variants = (replace(each, destination=replace(each.destination, **how)) for each in self.variants)
+        return replace(self, variants=tuple(variants))
 
 
 def require_notes(notes: str, where: str) -> None:

@@ -1,11 +1,11 @@
 """The places that a release goes to: new and existing repos, branches, pull requests, visibility, collections."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -14,6 +14,7 @@ from hubtool.errors import HubError, UsageError
 from hubtool.hub.client import make_api
 from hubtool.hub.destination import Destination
 from hubtool.hub.finish import commit_documents
+from hubtool.record import RECORD_FILE, encode_record
 from hubtool.rehearsal.faults import Answer, Fault
 from tests.checkpoints import edit_json, file_bytes
 from tests.fixtures import CommandLine, Samples
@@ -77,7 +78,7 @@ def test_repo_becomes_public_only_when_it_is_verified(publisher: Publisher) -> N
 
 def test_foreign_files_stay_and_are_named(publisher: Publisher) -> None:
     publisher.api.create_repo(REPO)
-    foreign = {"paper.pdf": b"%PDF", "README.md": b"---\nlicense: mit\n---\nMine", "old.safetensors": b"12345678"}
+    foreign = {"paper.pdf": b"%PDF", "README.md": b"---\nlicense: mit\n---\n", "old.safetensors": b"12345678"}
     publisher.api.create_commit(REPO, [CommitOperationAdd(*item) for item in foreign.items()], commit_message="Mine")
     release = publisher.publish()
     assert (release.uploaded.foreign, release.uploaded.deleted) == (("old.safetensors", "paper.pdf"), ())
@@ -301,8 +302,10 @@ def test_warning_of_the_stock_client_is_a_json_line_too(
     publisher: Publisher, endpoint: None, hubtool: CommandLine
 ) -> None:
     publisher.publish()
-    card = publisher.folder / "README.md"
-    card.write_text(re.sub(r"^license: .*$", "license: other", card.read_text(), count=1, flags=re.MULTILINE))
+    source = msgspec.structs.replace(publisher.record.source, metadata={"license": "other"})
+    record = msgspec.structs.replace(publisher.record, source=source)
+    (publisher.folder / RECORD_FILE).write_bytes(encode_record(record))
+    assert hubtool("card", publisher.folder).code == 0
     done = hubtool("upload", publisher.folder, "--to", REPO, "--json")
     assert done.code == 0, done.stderr
     said = [json.loads(line).get("say", "") for line in done.stderr.splitlines()]
@@ -316,7 +319,7 @@ def test_publish_foretells_before_anything_is_converted(
     arguments = ("publish", sample("mini"), "--recipe", "native", "--to", REPO, "--out", out)
     told = hubtool(*arguments, "--dry-run", "--json")
     assert (told.code, told.document["converted"], told.document["exists"]) == (0, False, False), told.stderr
-    assert told.document["send"] == ["model-00001-of-00001.safetensors"]
+    assert {"model-00001-of-00001.safetensors", "tokenizer.json", "README.md"} <= set(told.document["send"])
     assert not out.exists() and not publisher.api.repo_exists(REPO)
     done = hubtool(*arguments, "--public-after-verify", "--tag", "v1", "--json")
     assert (done.code, done.document["tag"], done.document["uploaded_nbytes"] > told.document["nbytes"]) == (

@@ -259,8 +259,9 @@ def test_publishing_again_does_not_take_a_withdrawal_back(
         assert (again.code, "found withdrawn on 20" in again.stderr) == (1, True), again.stderr
         assert "Layer 3 was wrong." in again.stderr
     assert endpoint.model_info(REPOS[1]).sha == withdrawn
-    other = hubtool("publish", sample("mini"), "--recipe", "bf16", "--to", REPOS[1], "--out", tmp_path / "other")
-    assert other.code == 0, "other weights are published over it"
+    other = ("publish", sample("mini"), "--recipe", "bf16", "--to", REPOS[1], "--out", tmp_path / "other")
+    assert hubtool(*other).code == 1
+    assert hubtool(*other, "--replace").code == 0, "other weights are published over it"
 
 
 def test_dry_run_of_a_release_checks_everything_and_writes_nothing(
