@@ -13,10 +13,10 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 import httpx2
-from huggingface_hub import CommitOperationAdd
+from huggingface_hub import CommitOperationAdd, constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from hubtool.errors import HubError, OutputError
+from hubtool.errors import HubError, OutputError, redact
 from hubtool.hub import xet
 from hubtool.hub.client import QUOTA_REMEDY, said
 from hubtool.hub.patience import (
@@ -52,6 +52,22 @@ class Blobs:
         self._repo = repo
         self._revision = revision
         self._state = state
+        self._offered = False
+
+    @property
+    def by_xet(self) -> bool:
+        """Whether contents go by xet; a Hub without it is noticed and named, and gets them by LFS.
+
+        Raises:
+            HubError: The Hub gives no token for it for another reason.
+        """
+        if xet.is_xet_available() and not self._offered:
+            self._offered = xet.is_offered(self._hub, self._repo, self._revision)
+            if not self._offered:
+                # The stock client looks there, and would try xet in its own way.
+                constants.HF_HUB_DISABLE_XET = True
+                self._hub.say(f"{redact(self._hub.api.endpoint)} has no xet: large files go by LFS")
+        return xet.is_xet_available()
 
     def held(self) -> Mapping[str, Blob]:
         """What earlier runs have sent and the Hub still has, by file name; nothing if it cannot be asked."""
@@ -100,7 +116,7 @@ class Blobs:
             mark.reach(min(done, last))
 
         def send() -> Blob:
-            if xet.is_xet_available():
+            if self.by_xet:
                 return xet.send_file(self._hub, self._repo, self._revision, path, reach)
             return self._send_by_lfs(name, path, sha256, reach)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from hubtool.errors import redact
-from hubtool.hub.patience import DeniedError, PatientHub, TransferError
+from hubtool.errors import HubError, redact
+from hubtool.hub.patience import NOT_FOUND, DeniedError, PatientHub, TransferError, refused_status
 from hubtool.hub.private import (
     abort_xet_session,
     auth_headers,
@@ -25,7 +25,7 @@ from hubtool.hub.private import (
 )
 from hubtool.hub.state import Blob
 
-__all__ = ["is_xet_available", "send_file", "send_stream"]
+__all__ = ["is_offered", "is_xet_available", "send_file", "send_stream"]
 
 _DENIED = re.compile(r"HTTP status client error \(40[123] ")
 """How hf_xet 1.8 words an answer with status 401, 402 or 403; it hands on nothing else of it."""
@@ -92,10 +92,29 @@ def _beside(send: Callable[[], Blob]) -> Blob:
         raise
 
 
+def is_offered(hub: PatientHub, repo: str, revision: str) -> bool:
+    """Whether a Hub gives tokens for xet at all: older ones, and those of others, do not know the address.
+
+    Raises:
+        HubError: The Hub refused for another reason, or could not be reached.
+    """
+    try:
+        hub.ask("GET", _token_address(repo, revision), repo)
+    except HubError as error:
+        if refused_status(error) != NOT_FOUND:
+            raise
+        return False
+    return True
+
+
+def _token_address(repo: str, revision: str) -> str:
+    return f"/api/models/{repo}/xet-write-token/{quote(revision, safe='')}"
+
+
 @contextmanager
 def _upload(hub: PatientHub, repo: str, revision: str, reach: Reach) -> Iterator[Any]:
     """An upload of hf_xet, which registers what was sent when the `with` ends without an error."""
-    address = f"/api/models/{repo}/xet-write-token/{quote(revision, safe='')}"
+    address = _token_address(repo, revision)
     # Asked here, where it is known what may be repeated: hf_xet repeats for minutes without a word.
     token = hub.ask("GET", address, repo)
     sent = dict(auth_headers(hub.api))

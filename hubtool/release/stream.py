@@ -44,7 +44,6 @@ from hubtool.hub.destination import Destination, Place, Proposal, make_place
 from hubtool.hub.patience import PatientHub
 from hubtool.hub.state import Blob, State
 from hubtool.hub.upload import release_title
-from hubtool.hub.xet import is_xet_available
 from hubtool.plan.plan import Plan, Shard
 from hubtool.progress import Advance, HighWater, Watch, uncounted
 from hubtool.record import Evidence, FileRecord, Record, read_record
@@ -157,7 +156,7 @@ class Streaming:
         def chunks() -> Iterator[bytes]:
             return _marked(self._noted(shard, stream.chunks(index)), mark)
 
-        if is_xet_available():
+        if blobs.by_xet:
             blob = blobs.send_stream(shard.file, chunks)
         else:
             if shard.file not in self._made or not spool.is_file():

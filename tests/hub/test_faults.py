@@ -18,6 +18,9 @@ from huggingface_hub import CommitOperationAdd
 from hubtool.errors import HubError, OutputError
 from hubtool.hub.destination import Destination
 from hubtool.hub.finish import commit_documents
+from hubtool.hub.patience import Patience, PatientHub
+from hubtool.hub.upload import Upload
+from hubtool.progress import UNWATCHED
 from hubtool.rehearsal.faults import (
     COMMIT_IN_PROGRESS,
     COMMIT_LIMIT_REACHED,
@@ -405,3 +408,13 @@ def test_quota_that_is_really_reached_is_told_and_a_public_repo_is_the_way_out(p
     publisher.api.update_repo_settings(REPO, private=False)
     publisher.publish(Destination(REPO, private=False))
     assert_published_once(publisher)
+
+
+@pytest.mark.parametrize("path", ["xet"])
+def test_hub_without_xet_gets_large_files_by_lfs(publisher: Publisher) -> None:
+    publisher.rehearsal.faults.add(Fault("xet-token", answer=Answer(404, body="404 page not found"), times=1000))
+    told: list[str] = []
+    hub = PatientHub(publisher.api, Patience(sleep=publisher.waits.append), told.append)
+    assert Upload(hub, publisher.folder, publisher.record, Destination(REPO)).run(UNWATCHED).changed
+    assert publisher.rehearsal.faults.calls["put"] > 0, "they went by LFS"
+    assert [said for said in told if "has no xet: large files go by LFS" in said]
