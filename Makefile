@@ -63,6 +63,7 @@ check: .venv/installed
 
 fuzz: .venv/installed
 	.venv/bin/python -m tests.fuzz $(FUZZ_FLAGS)
+	.venv/bin/python -m tests.fuzz.answers
 
 # What Python's package index does not have: Chromium (CHROMIUM=/path/to/it), Node.js 20 and npm.
 pages: .venv/installed

@@ -307,6 +307,8 @@ def readable(where: str) -> Iterator[None]:
         yield
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
         raise
+    except (httpx2.InvalidURL, httpx2.StreamError) as error:  # of an address to go on at, of content without an end
+        raise AnswerError(where, f"{type(error).__name__}: {error}") from error
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         if not _raised_by_client(error.__traceback__):
             raise

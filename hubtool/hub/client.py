@@ -24,7 +24,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hubtool.errors import HubError, UsageError, redact
-from hubtool.hub.answers import AnswerError, check_answer
+from hubtool.hub.answers import AnswerError, check_answer, readable
 from hubtool.hub.private import DEFAULT_ENDPOINT, client_factory, default_client_factory
 
 CONNECT_SECONDS = 30.0
@@ -164,7 +164,8 @@ def translated(where: str) -> Iterator[None]:
         where: The repo, or the file in it, that is concerned.
     """
     try:
-        yield
+        with readable(where):
+            yield
     except LocalTokenNotFoundError as error:
         raise HubError("no token", where=where, remedy="run `hf auth login`, or set HF_TOKEN") from error
     except HFValidationError as error:

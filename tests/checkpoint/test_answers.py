@@ -80,3 +80,20 @@ def test_secrets_of_an_address_are_not_shown() -> None:
     with pytest.raises(AnswerError) as caught:
         check_answer(httpx2.Response(200, stream=httpx2.ByteStream(b"{}"), request=request))
     assert "secret" not in str(caught.value) and "hub.test/api/models/a/b" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(302, headers={"Location": "http://[not an address"}),
+        Answer(302, headers={"Location": "http://127.0.0.1:99999/"}),
+        Answer(302, headers={"Location": "ftp://127.0.0.1/"}),
+        Answer(206, headers={"Content-Range": "bytes x"}, body="x"),
+        Answer(404, headers={"X-Error-Code": "EntryNotFound"}),
+    ],
+)
+def test_file_that_is_answered_oddly_is_an_error_for_people(faults: Faults, answer: Answer) -> None:
+    source = HubSource(REPO)
+    faults.add(Fault("resolve", answer=answer, times=1000))
+    with pytest.raises(HubError):
+        assert source.shards

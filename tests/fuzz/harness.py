@@ -118,12 +118,14 @@ class Workbench:
         folder: Everything lies in it, and it is the working directory.
         counts: How many inputs each target has had.
         codes: How they ended.
+        secrets: Tokens that may stand in no output.
         found: Every run that ended as none may, by what is wrong with it.
     """
 
     folder: Path
     counts: Counter[str] = field(default_factory=Counter)
     codes: Counter[tuple[str, int | None]] = field(default_factory=Counter)
+    secrets: list[str] = field(default_factory=lambda: [TOKEN])
     found: dict[str, tuple[Outcome, bytes]] = field(default_factory=dict)
 
     def prepare(self) -> None:
@@ -197,7 +199,7 @@ class Workbench:
         if seconds > LONG_SECONDS:
             outcome.problems.append(f"more than {LONG_SECONDS:.0f} s")
             outcome.trace = outcome.trace or f"{seconds:.1f} s\n"
-        if TOKEN in said.getvalue():
+        if any(secret in said.getvalue() for secret in self.secrets):
             outcome.problems.append("token in the output")
         try:
             said.getvalue().encode()
