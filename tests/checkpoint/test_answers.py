@@ -92,7 +92,10 @@ def test_secrets_of_an_address_are_not_shown() -> None:
         Answer(404, headers={"X-Error-Code": "EntryNotFound"}),
     ],
 )
-def test_file_that_is_answered_oddly_is_an_error_for_people(faults: Faults, answer: Answer) -> None:
+def test_file_that_is_answered_oddly_is_an_error_for_people(
+    faults: Faults, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     source = HubSource(REPO)
     faults.add(Fault("resolve", answer=answer, times=1000))
     with pytest.raises(HubError):
