@@ -236,6 +236,11 @@ def _constants(*values: float) -> mx.array:
     return mx.array(values)
 
 
+def _compiles() -> bool:
+    """Whether it takes longer to name operations than to do them."""
+    return _runs_kernels()
+
+
 def _threads(work: int) -> int:
     """How many threads share so many pieces of work: a power of two from 32 to 512."""
     return int(min(max(1 << (max(work, 1).bit_length() - 1), 32), 512))
@@ -524,7 +529,7 @@ class Step:
     """The positions of a call's tokens and what follows from them, worked out once for all layers."""
 
     def __init__(self, args: ModelArgs, ropes: Ropes, cache: DeepseekV4Cache, length: int, dtype: mx.Dtype):
-        self.dtype = dtype  # of what goes into a block
+        self.dtype, self.like = dtype, mx.array(0, dtype)  # of what goes into a block
         self.window = args.sliding_window
         self.first = cache.offset
         stop = [position + count for position, count in zip(self.first, cache.counts(length), strict=True)]
@@ -915,25 +920,38 @@ class Attention(nn.Module):
         compressors = [self.compressor, *([self.indexer.compressor] if "indexer" in self else [])]
         return [layer for each in compressors for layer in (each.wkv, each.wgate)]
 
-    def __call__(self, x: mx.array, exact: mx.array, step: Step, cache: DeepseekV4Cache) -> mx.array:
-        """[B, S, C] of x [B, S, C], which is `exact` too, in float32."""
+    def project(self, x: mx.array, exact: mx.array, rotations: Rotations) -> list[mx.array]:
+        """What x [B, S, C], which is `exact` too, in float32, is multiplied to before anything is remembered.
+
+        Returns:
+            The rank of the queries [B, S, q_lora_rank], queries [B, S, H, D] and keys [B, S, D] in float32, and the
+            compressors' rows if there are compressors.
+        """
         batch, length, _ = x.shape
-        rotations = step.rotations if self.ratio else step.plain_rotations
         q_lora, kv = mx.split(self._projections(x, [self.wq_a, self.wkv]), [self.q_norm.weight.size], axis=-1)
         q_lora = self.q_norm(q_lora)
         q = self.wq_b(q_lora).reshape(batch, length, self.n_heads, self.head_dim)
         q = _turned(q, rotations.query, mx.float32, mx.float32, eps=self.eps)
         # Rounded like the entries, but kept in float32: the window is small, and read in full at every step.
         kv = _turned(kv, rotations.key, x.dtype, mx.float32, norm=self.kv_norm)
+        rows = [self._compressors(exact, self._compressing())] if self.ratio else []
+        return [q_lora, q, kv, *rows]
+
+    def attend(self, x: mx.array, projected: list[mx.array], step: Step, cache: DeepseekV4Cache) -> mx.array:
+        """[B, S, H, D] of what `project` made of x, and of what is remembered."""
+        q_lora, q, kv, *rows = projected
         keys = cache.push(cache.WINDOW, kv, self.window - 1)
-        parts, width = self._compressed(x, exact, q_lora, step, cache)
+        parts, width = self._compressed(x, q_lora, rows, step, cache)
         slices = [
             _attend(q[:, lo:hi], [self._windowed(keys, step, lo, hi), *parts(lo, hi)], self.attn_sink)
-            for lo, hi in _slices(length, self.window, batch * width)
+            for lo, hi in _slices(q.shape[1], self.window, len(q) * width)
         ]
-        out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=1)
-        out = _turned(out, rotations.output, x.dtype, x.dtype)
-        return self.wo_b(_grouped_linear(self.wo_a, out.reshape(batch, length, self.o_groups, -1)))
+        return slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=1)
+
+    def output(self, out: mx.array, rotations: Rotations, dtype: mx.Dtype) -> mx.array:
+        """[B, S, C] of attention's output."""
+        out = _turned(out, rotations.output, dtype, dtype)
+        return self.wo_b(_grouped_linear(self.wo_a, out.reshape(*out.shape[:2], self.o_groups, -1)))
 
     def _windowed(self, keys: mx.array, step: Step, lo: int, hi: int) -> Part:
         """The part of keys [B, W - 1 + S, D] that the queries lo to hi see, in blocks of at most W queries."""
@@ -946,7 +964,7 @@ class Attention(nn.Module):
         return blocks, step.window_mask(lo, hi)
 
     def _compressed(
-        self, x: mx.array, exact: mx.array, q_lora: mx.array, step: Step, cache: DeepseekV4Cache
+        self, x: mx.array, q_lora: mx.array, rows: list[mx.array], step: Step, cache: DeepseekV4Cache
     ) -> tuple[Callable[[int, int], list[Part]], int]:
         """A function that gives the parts of compressed entries for the queries lo to hi, and floats a query needs."""
         width = self.n_heads * 2 * self.window
@@ -954,9 +972,9 @@ class Attention(nn.Module):
             return lambda lo, hi: [], width
         windows = step.windows[self.ratio]
         t = windows.entries
-        rows = cache.push(cache.ROWS, self._compressors(exact, self._compressing()), windows.span - 1)
-        entries = self.compressor(rows, step, cache)
-        index_entries = self.indexer.compressor(rows, step, cache) if "indexer" in self else None
+        all_rows = cache.push(cache.ROWS, rows[0], windows.span - 1)
+        entries = self.compressor(all_rows, step, cache)
+        index_entries = self.indexer.compressor(all_rows, step, cache) if "indexer" in self else None
         if entries is None or t == 0:
             return lambda lo, hi: [], width
 
@@ -1375,12 +1393,52 @@ class DecoderLayer(nn.Module):
         self.ffn_hc = HyperConnection(args)
         self.ffn_norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.ffn = MoE(args, layer_idx)
+        self._compiled: Compiled | None = None
 
     def __call__(self, streams: mx.array, inputs: mx.array, step: Step, cache: DeepseekV4Cache) -> mx.array:
-        x, exact, post, comb = self.attn_hc(streams, self.attn_norm, step.dtype)
-        streams = _expand(self.attn(x, exact, step, cache), streams, post, comb)
-        x, exact, post, comb = self.ffn_hc(streams, self.ffn_norm, step.dtype)
+        before, after = self._parts(inputs.shape[1])
+        rotations = step.rotations if self.attn.ratio else step.plain_rotations
+        x, post, comb, projected = before(streams, step.like, rotations)
+        out = self.attn.attend(x, projected, step, cache)
+        return after(out, streams, post, comb, step.like, rotations, inputs)
+
+    def _before(self, streams: mx.array, like: mx.array, rotations: Rotations) -> Any:
+        x, exact, post, comb = self.attn_hc(streams, self.attn_norm, like.dtype)
+        return x, post, comb, self.attn.project(x, exact, Rotations(*rotations))
+
+    def _after(
+        self,
+        out: mx.array,
+        streams: mx.array,
+        post: mx.array,
+        comb: mx.array,
+        like: mx.array,
+        rotations: Rotations,
+        inputs: mx.array,
+    ) -> mx.array:
+        x = self.attn.output(out, Rotations(*rotations), like.dtype)
+        streams = _expand(x, streams, post, comb)
+        x, exact, post, comb = self.ffn_hc(streams, self.ffn_norm, like.dtype)
         return _expand(self.ffn(x, exact, inputs), streams, post, comb)
+
+    def _parts(self, length: int) -> "Compiled":
+        """What comes before what is remembered, and what comes after it.
+
+        On a GPU Python takes as long to name a token's operations as the GPU to do them, so for single tokens they are
+        named once, and again whenever the model is told that it is evaluated.
+        """
+        if length > 1 or self.training or self.ffn.sharding_group is not None or not _compiles():
+            return self._before, self._after
+        if self._compiled is None:
+            self._compiled = mx.compile(self._before), mx.compile(self._after)
+        return self._compiled
+
+    def forget(self) -> None:
+        """The weights may be others now."""
+        self._compiled = None
+
+
+Compiled = tuple[Callable[..., Any], Callable[..., mx.array]]
 
 
 class DeepseekV4Model(PipelineMixin, nn.Module):
@@ -1447,6 +1505,13 @@ class Model(nn.Module):
         for layer in self.layers:
             layer.attn.join()
             layer.ffn.shared_experts.join()
+            layer.forget()
+        return self
+
+    def train(self, mode: bool = True) -> "Model":
+        super().train(mode)
+        for layer in self.layers:
+            layer.forget()
         return self
 
     def own_cache(self, cache: list[Any]) -> list[DeepseekV4Cache]:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from hubtool.runtime import deepseek_v4 as runtime
-from tests.runtime.conftest import Goldens, Models
+from tests.runtime.conftest import Goldens, Models, load_random
+from tests.runtime.random_checkpoint import random_config
 from tests.runtime.test_exact import SAME, difference
 
 PROGRAM = """
@@ -223,3 +224,28 @@ def test_many_float32_rows_meet_an_unpacked_weight(kernels: pytest.MonkeyPatch) 
     x = random(1, 9, 64)
     kernels.setattr(mx.cuda, "is_available", lambda: True)
     assert difference(runtime._apart(layer, x), layer(x)) <= 1e-5
+
+
+@pytest.mark.slow
+def test_single_tokens_are_compiled_to_the_same_until_the_model_is_told_of_changes(
+    goldens: Goldens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokens = load_random(random_config("mixed")), goldens("mixed").tokens[:, :150]
+    model.eval()
+
+    def decoded() -> mx.array:
+        cache = model.make_cache()
+        mx.eval(model(tokens[:, :120], cache))
+        return mx.concatenate([model(tokens[:, at : at + 1], cache) for at in range(120, 150)], axis=1)
+
+    expected = decoded()
+    monkeypatch.setattr(runtime, "_compiles", lambda: True)
+    assert difference(decoded(), expected) <= SAME
+    for layer in model.layers:
+        layer.attn.attn_sink = layer.attn.attn_sink + 1
+        layer.ffn.gate.weight = layer.ffn.gate.weight[::-1]
+    model.eval()
+    changed = decoded()
+    assert difference(changed, expected) > 0.1
+    model.train()
+    assert difference(changed, decoded()) <= SAME
