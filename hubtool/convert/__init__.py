@@ -7,6 +7,7 @@
     pieces            -> folder                  -> written at their offsets, journaled, hashed and synced
     pieces            -> stream                  -> the bytes of shards in file order
     one piece         -> piece, decode, quantize -> arrays of the output
+    values, hints     -> nearest, weighted       -> codes, scales and biases: MLX's, or fitted to what the inputs are
     arrays            -> shard, journal          -> bytes in place, hashed, synced; what is done survives a kill
     plan, measurement -> record                  -> the record
     plan, source      -> config                  -> config.json, index, tokenizer, license: all small files
