@@ -98,18 +98,34 @@ class Console:
         begun = time.monotonic()
         self.detail(f"{name} begins")
         if self.json_mode:
-            yield self._json_progress(name, total_nbytes)
+            yield self._resumed(name, total_nbytes, self._json_progress(name, total_nbytes))
         elif sys.stderr.isatty() and not self.quiet and total_nbytes:
             with self._bar(name, total_nbytes) as advance:
-                yield advance
+                yield self._resumed(name, total_nbytes, advance)
         else:
-            yield uncounted
+            yield self._resumed(name, total_nbytes, uncounted)
         seconds = time.monotonic() - begun
         size = f"{units.format_size(total_nbytes)} in " if total_nbytes else ""
         event = {"done": name, "seconds": round(seconds, 3)}
         self._record(event)
         if not self.quiet:
             self._print(event, f"{name}: {size}{units.format_seconds(seconds)}")
+
+    def _resumed(self, name: str, total_nbytes: int, advance: Advance) -> Advance:
+        """The same, which says at the first step of this run how much an earlier one had done."""
+        there, announced = 0, False
+
+        def advance_and_say(nbytes: int, label: str = "", *, found: bool = False) -> None:
+            nonlocal there, announced
+            advance(nbytes, label, found=found)
+            if found:
+                there += nbytes
+            elif nbytes and not announced:
+                announced = True
+                if there:
+                    self.say(f"{name} goes on where it stopped: {spoken_part(there, total_nbytes)} are there")
+
+        return advance_and_say
 
     def _json_progress(self, name: str, total_nbytes: int) -> Advance:
         pace, shown = _Pace(total_nbytes), 0.0
@@ -126,22 +142,22 @@ class Console:
 
     @contextmanager
     def _bar(self, name: str, total_nbytes: int) -> Iterator[Advance]:
+        """One line that always fits: what is left of the width is the bar's, and a long name is cut before it wraps."""
         from rich import progress
+        from rich.table import Column
 
         columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TextColumn("{task.fields[figures]}"),
-            progress.TextColumn("{task.fields[at]}"),
+            progress.TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            progress.BarColumn(bar_width=None, table_column=Column(min_width=8, ratio=1)),
+            progress.TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, justify="right")),
         )
         pace = _Pace(total_nbytes)
-        with progress.Progress(*columns, console=rich_console(stderr=True), transient=True) as bar:
-            task = bar.add_task(name, total=total_nbytes, figures="", at="")
+        with progress.Progress(*columns, console=rich_console(stderr=True), transient=True, expand=True) as bar:
+            task = bar.add_task(name, total=total_nbytes, figures=pace.spoken())
 
             def advance(nbytes: int, label: str = "", *, found: bool = False) -> None:
                 pace.add(nbytes, found)
-                bar.update(task, advance=nbytes, figures=pace.spoken(), at=label)
+                bar.update(task, advance=nbytes, figures=pace.spoken())
 
             yield advance
 
@@ -189,11 +205,19 @@ class _Pace:
         }
 
     def spoken(self) -> str:
-        """The figures of a bar."""
+        """The figures of a bar: percent, which is 100 for all of it only, bytes of bytes, rate and time left."""
         left = self.seconds_left
-        words = [f"{units.format_size(round(self.rate))}/s"] if self._made else []
+        words = [f"{100 * self.done // self._total:3}%", spoken_part(self.done, self._total)]
+        words += [f"{units.format_size(round(self.rate))}/s"] if self._made else []
         words += [] if left is None else [f"{units.format_seconds(left)} left"]
-        return ", ".join([*words, f"{units.format_size(_rss_nbytes())} of memory"])
+        return "  ".join(words)
+
+
+def spoken_part(done: int, total: int) -> str:
+    """Bytes of bytes, with the unit once where it is the same: `41 of 118.00 GB`."""
+    first, second = units.format_size(done), units.format_size(total)
+    number, _, unit = first.partition(" ")
+    return f"{number if second.endswith(f' {unit}') else first} of {second}"
 
 
 def _rss_nbytes() -> int:
@@ -207,7 +231,7 @@ def rich_console(*, stderr: bool = False) -> "RichConsole":
     """Rich's console; it honours NO_COLOR itself."""
     from rich.console import Console as RichConsole
 
-    return RichConsole(stderr=stderr, soft_wrap=True)
+    return RichConsole(stderr=stderr)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

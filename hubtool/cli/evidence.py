@@ -85,7 +85,9 @@ def list_command(console: Console, folder: Path) -> None:
     ),
 )
 @click.argument("folder", type=FOLDER)
-@click.option("--check", required=True, type=Choice(CHECKS), help="What was checked.")
+@click.option(
+    "--check", required=True, type=Choice(CHECKS), metavar="CHECK", help=f"What was checked: {', '.join(CHECKS)}."
+)
 @click.option(
     "--outcome",
     required=True,

@@ -1,5 +1,6 @@
 """`hubtool rehearse`."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -29,4 +30,5 @@ def command(console: Console, port: int, data: Path, *, discard: bool) -> None:
                 f'HF_TOKEN="$(cat {data}/token)"; Ctrl-C stops it'
             ),
         )
-        hub.wait()
+        with suppress(KeyboardInterrupt):  # the way it is meant to end
+            hub.wait()
