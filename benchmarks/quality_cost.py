@@ -72,13 +72,13 @@ def measured(*arguments: object) -> tuple[dict[str, Any], float, int, int]:
         return json.loads(out.read() or b"{}"), seconds, own, below
 
 
-def prepare(work: Path) -> tuple[Path, list[Path], Path]:
+def prepare(work: Path, recipes: list[str]) -> tuple[Path, list[Path], Path]:
     """Source, its conversions (native first), and a text."""
     source, text = work / SIZE, work / "text.txt"
     if not source.is_dir():
         subprocess.run(hubtool("sample", source, "--size", SIZE, "-q"), check=True)
-    folders = [work / f"{SIZE}-{recipe}" for recipe in ("native", *VARIANTS)]
-    for folder, recipe in zip(folders, ("native", *VARIANTS), strict=True):
+    folders = [work / f"{SIZE}-{recipe}" for recipe in recipes]
+    for folder, recipe in zip(folders, recipes, strict=True):
         subprocess.run(hubtool("convert", source, "--recipe", recipe, "--out", folder, "-q"), check=True)
         subprocess.run(hubtool("validate", folder, "--integrity", "-q"), check=True, stdout=subprocess.DEVNULL)
     if not text.is_file():
@@ -115,7 +115,8 @@ def main() -> None:
     parser.add_argument("--variants", action="store_true", help="Three variants in one run and in three as well.")
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp())
-    source, (native, mixed, *others), text = prepare(work)
+    recipes = ["native", *(VARIANTS if options.variants else VARIANTS[:1])]
+    source, (native, mixed, *others), text = prepare(work, recipes)
     common = ["--against", source, "--text", text, *(["--no-floor"] if options.no_floor else [])]
     limit = ["--memory-limit", options.memory_limit]
     answer, seconds, own, below = measured(mixed, *common, *limit, "--tokens", options.tokens)

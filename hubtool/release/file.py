@@ -14,6 +14,11 @@ stream = false                                  # send each shard while it is ma
 sign = "release.key"                            # a private key (PEM) beside this file
 statistics = "statistics.safetensors"           # what calibration measured, beside this file, for recipes that fit
 
+[quality]                                       # how far predictions are from the source's, all variants in one run
+text = "wiki.test.raw"                          # beside this file, or hf://datasets/ORG/NAME@COMMIT/FILE
+tokens = 16384
+context = 512
+
 [collection]                                    # by its slug, or made by its title
 title = "DeepSeek-V4 for MLX"
 
@@ -32,6 +37,7 @@ repo = "someone/DeepSeek-V4-Flash-original"
 """
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -43,7 +49,8 @@ from hubtool.files.read import is_file, is_folder, read_small
 from hubtool.hub.destination import Destination
 from hubtool.hub.rules import is_repo_id
 from hubtool.record import Rung
-from hubtool.release.release import Collection, Release, Variant, require_notes
+from hubtool.release.release import Collection, QualityOf, Release, Variant, require_notes
+from hubtool.validate.quality import DEFAULT_CONTEXT, DEFAULT_TOKENS
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,6 +81,14 @@ class CardTable(_Strict, frozen=True):
     languages: tuple[str, ...] = ()
 
 
+class QualityTable(_Strict, frozen=True):
+    """What the variants' predictions are measured on."""
+
+    text: str
+    tokens: Annotated[int, msgspec.Meta(ge=2)] = DEFAULT_TOKENS
+    context: Annotated[int, msgspec.Meta(ge=4)] = DEFAULT_CONTEXT
+
+
 class _File(_Strict, frozen=True):
     source: str
     variant: tuple[VariantTable, ...]
@@ -91,6 +106,7 @@ class _File(_Strict, frozen=True):
     stream: bool = False
     sign: str | None = None
     statistics: str | None = None
+    quality: QualityTable | None = None
     collection: CollectionTable = CollectionTable()
     card: CardTable = CardTable()
 
@@ -125,12 +141,21 @@ def load_release(path: Path) -> Release:
         keep_source=file.keep_source,
         variants=variants,
         validate=file.validate,
+        quality=_quality(file.quality, beside),
         collection=Collection(file.collection.slug, file.collection.title, file.collection.description),
         wording=wording,
         statistics=beside / file.statistics if file.statistics else None,
         stream=file.stream,
         sign_key=beside / file.sign if file.sign else None,
     )
+
+
+def _quality(table: QualityTable | None, beside: Path) -> QualityOf | None:
+    """The text beside the file, unless it is one of the Hub."""
+    if table is None:
+        return None
+    local = beside / table.text
+    return QualityOf(str(local) if is_file(local) else table.text, table.tokens, table.context)
 
 
 def _parse_limit(text: str | None, path: Path) -> int | None:

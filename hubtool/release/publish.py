@@ -16,6 +16,7 @@ from huggingface_hub import HfApi
 
 from hubtool.card import check_publishable, current_evidence
 from hubtool.card.documents import Wording, write_documents_of
+from hubtool.card.quality import current_quality
 from hubtool.checkpoint.metadata import source_metadata
 from hubtool.checkpoint.open import open_source
 from hubtool.checkpoint.source import CONFIG_FILE, Source
@@ -25,6 +26,7 @@ from hubtool.convert.convert import Converted, convert_folders, identified
 from hubtool.convert.job import Effort, Job
 from hubtool.convert.opened import OpenFolders, finished, open_folders
 from hubtool.errors import VerificationError
+from hubtool.files.whole import STATE_DIR
 from hubtool.guard.guard import Limits
 from hubtool.hub.destination import Destination, Place
 from hubtool.hub.patience import Patience, PatientHub
@@ -33,7 +35,16 @@ from hubtool.hub.upload import UploadPlan, plan_before, release_title
 from hubtool.plan.budget import plan_all
 from hubtool.plan.plan import Plan
 from hubtool.progress import Named, Watch
-from hubtool.record import CARD_FILE, PROVENANCE_FILE, RECORD_FILE, Evidence, Record, Rung, SiblingRecord
+from hubtool.record import (
+    CARD_FILE,
+    PROVENANCE_FILE,
+    RECORD_FILE,
+    Evidence,
+    Record,
+    Rung,
+    SiblingRecord,
+    require_record,
+)
 from hubtool.release.collection import collect
 from hubtool.release.folder import PATIENCE, Published, Ready, addressed, plan_ready, publish_ready
 from hubtool.release.privacy import require_private_texts, scan_warnings
@@ -42,6 +53,9 @@ from hubtool.release.signing import sign
 from hubtool.release.stream import Streaming
 from hubtool.validate.ladder import Request, default_limit
 from hubtool.validate.ladder import validate as climb
+from hubtool.validate.measure import measure_folders
+from hubtool.validate.quality import Measure
+from hubtool.validate.text import TEXTS_DIR, open_text
 
 
 @dataclass(frozen=True)
@@ -148,6 +162,7 @@ def publish(
         ready = _make(hub, opened, folders, found, watch)
         for job, each in zip(opened.jobs, ready, strict=True):
             each.converted = _validated(each.converted, release.validate, opened.watch(watch, job))
+        _measure(release, ready, watch)
         published = []
         for (job, variant), each in zip(opened.pairs, ready, strict=True):
             each.wording = opened.wording(variant)
@@ -241,6 +256,35 @@ def _validated(converted: Converted, wanted: Sequence[Rung], watch: Watch) -> Co
         found.append(evidence)
     _require_passed(folder, [each for each in found if each.check in missing])
     return replace(converted, record=record)
+
+
+def _measure(release: Release, ready: Sequence[Ready], watch: Watch) -> None:
+    """Hold the predictions of all variants against the source's in one run, unless that was done on the same text.
+
+    Raises:
+        VerificationError: The run was not gone through with.
+    """
+    wanted = release.quality
+    if wanted is None:
+        return
+    folders = [each.converted.folder for each in ready]
+    text = open_text(wanted.text, folders[0] / STATE_DIR / TEXTS_DIR)
+    known = [current_quality(each.converted.record) for each in ready]
+    if all(each is not None and each.text.sha256 == text.sha256 for each in known):
+        return
+    limits = Limits(default_limit())
+    names = tuple(map(str, folders))
+    measure = Measure(release.source, names, text, limits, wanted.tokens, wanted.context)
+    found = measure_folders(measure, watch, _add)[1]
+    for each, evidence in zip(ready, found, strict=True):
+        _require_passed(each.converted.folder, [evidence])
+        each.converted = replace(each.converted, record=require_record(each.converted.folder))
+
+
+def _add(folder: Path, evidence: Sequence[Evidence]) -> None:
+    """Append evidence to the record of a folder that this process holds."""
+    record = require_record(folder)
+    write_documents_of(folder, msgspec.structs.replace(record, evidence=(*record.evidence, *evidence)))
 
 
 def _missing_rungs(record: Record, wanted: Sequence[Rung]) -> Sequence[Rung]:

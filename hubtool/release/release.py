@@ -39,6 +39,15 @@ class Collection:
 
 
 @dataclass(frozen=True)
+class QualityOf:
+    """What predictions are measured on: a text, as `open_text` takes it, and how much of it."""
+
+    text: str
+    tokens: int
+    context: int
+
+
+@dataclass(frozen=True)
 class Release:
     """What is published, and how.
 
@@ -51,6 +60,7 @@ class Release:
         keep_source: Whether what was fetched of it stays.
         whole: Whether these are all variants there are: then each card names exactly the others.
         validate: Rungs that have to be passed before anything is published.
+        quality: What the variants' predictions are measured on, None if they are not.
         collection: Where to collect the repos.
         wording: How the cards are worded, but for their notes.
         statistics: A file of what calibration measured, for recipes that fit to it.
@@ -70,6 +80,7 @@ class Release:
     keep_source: bool = False
     whole: bool = True
     validate: tuple[Rung, ...] = ()
+    quality: QualityOf | None = None
     collection: Collection = Collection()
     wording: Wording = PLAIN
     statistics: Path | None = None
@@ -81,6 +92,8 @@ class Release:
         """Refuse what cannot be done to shards that never lie here."""
         if self.stream and self.sign_key:
             raise UsageError("a streamed folder cannot be signed: its shards never lie here", where="--sign")
+        if self.stream and self.quality:
+            raise UsageError("quality cannot be measured of a streamed folder: its shards never lie here")
         if self.stream and self.validate:
             raise UsageError(
                 "a streamed folder cannot be validated: its shards never lie here",

@@ -123,6 +123,26 @@ def test_variants_name_each_other_and_are_collected(
     }
 
 
+@pytest.mark.slow
+def test_quality_of_all_variants_is_measured_in_one_run_and_stands_on_their_cards(
+    endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
+) -> None:
+    measured = '[quality]\ntext = "text.txt"\ntokens = 64\ncontext = 32\n\n[collection]'
+    path = write_release(tmp_path / "r", sample("mini"), RELEASE.replace("[collection]", measured))
+    (path.parent / "text.txt").write_text(" ".join(f"word{number % 97}" for number in range(400)))
+    outcome = hubtool("publish", path, "--yes")
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stderr.count("quality: ") == 1
+    for repo, other in zip(REPOS, reversed(REPOS), strict=True):
+        card = Path(endpoint.hf_hub_download(repo, "README.md")).read_text()
+        section = card[card.index("## Quality") : card.index("## Validation")]
+        assert "| this variant, `" in section
+        assert f"`{other.removeprefix('someone/V4-')}`" in section or f"[{other}]" in section
+        assert "| the source itself, in bfloat16 |" in section
+    again = hubtool("publish", path, "--yes")
+    assert (again.code, "quality: " in again.stderr) == (0, False)
+
+
 def test_a_rung_that_was_only_stated_to_pass_is_climbed(
     endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
 ) -> None:
