@@ -7,7 +7,8 @@ import click
 from hubtool import units
 from hubtool.cli.console import Console
 from hubtool.cli.options import FOLDER, Choice, examples, with_console
-from hubtool.sample import SIZES, write_sample
+from hubtool.errors import UsageError
+from hubtool.sample import PUBLISHED, SIZES, write_architecture, write_sample
 
 
 @click.command("sample", epilog=examples("hubtool sample ./source", "hubtool sample ./larger --size small --seed 7"))
@@ -19,11 +20,33 @@ from hubtool.sample import SIZES, write_sample
     show_default=True,
     help="12 MB, or 1.5 GB in a published model's proportions.",
 )
+@click.option(
+    "--architecture",
+    type=Choice(["deepseek_v4", *PUBLISHED]),
+    default="deepseek_v4",
+    show_default=True,
+    help="What it is a checkpoint of.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other weights for another seed.")
 @with_console
-def command(console: Console, folder: Path, size: str, seed: int) -> None:
+def command(console: Console, folder: Path, size: str, architecture: str, seed: int) -> None:
     """Write a small random checkpoint in the published format."""
-    write_sample(folder, SIZES[size], seed)
+    if architecture == "deepseek_v4":
+        write_sample(folder, SIZES[size], seed)
+        name = "DeepSeek-V4"
+    elif size == "tiny":
+        write_architecture(folder, architecture, seed)
+        name = architecture
+    else:
+        raise UsageError(
+            "size that this architecture does not come in",
+            where="--size",
+            found=size,
+            expected="tiny",
+            remedy="leave --size out, or take the architecture deepseek_v4",
+        )
     nbytes = sum(path.stat().st_size for path in folder.iterdir())
     document = {"folder": str(folder), "size": size, "seed": seed, "nbytes": nbytes}
-    console.answer(document, lambda: f"{folder}: a random DeepSeek-V4 checkpoint, {units.format_size(nbytes)}")
+    if architecture != "deepseek_v4":
+        document["architecture"] = architecture
+    console.answer(document, lambda: f"{folder}: a random {name} checkpoint, {units.format_size(nbytes)}")

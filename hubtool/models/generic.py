@@ -147,6 +147,9 @@ class _Reader:
                     )
                 scales = left.pop(f"{module.path}.scales", None) if name == "weight" else None
                 made.append(self._parameter(module, name, shape, node, scales))
+        # Prediction layers beyond the last, which some classes pass on and no parameter takes, are dropped.
+        beyond = self.built.num_layers
+        left = {path: node for path, node in left.items() if (find_layer(path) or 0) < beyond}
         if left:
             path, node = next(iter(left.items()))
             raise SourceError(
@@ -163,6 +166,8 @@ class _Reader:
     ) -> Parameter:
         path = f"{module.path}.{name}" if module.path else name
         layer = find_layer(path)
+        if node.op == "AsType" and node.inputs[0].op == "Input" and not {node.dtype, node.inputs[0].dtype} & {*FLOATS}:
+            node = node.inputs[0]  # integers stay as published: the class narrows them again when it loads them
         encoding, block = self._encoding(path, shape, node, scales)
         packed = encoding in ("fp4", "fp8")
         dtype = self.built.stored_dtype(path, "BF16" if packed else node.dtype)

@@ -26,6 +26,14 @@ Classes = tuple[type[nn.Module], Any]
 CAST_DTYPES: Mapping[str, str] = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 """What mlx-lm's `convert` casts to, by config.json's `torch_dtype` (MODEL_CONVERSION_DTYPES of mlx_lm/convert.py)."""
 
+_MODE_DEFAULTS: Mapping[str, tuple[int, int]] = {
+    "affine": (4, 64),
+    "mxfp4": (4, 32),
+    "mxfp8": (8, 32),
+    "nvfp4": (4, 16),
+}
+"""Bits and group size that a class leaves out (`defaults_for_mode` of mlx_lm/utils.py)."""
+
 _UPDATE = "update mlx-lm, or take another checkpoint"
 
 
@@ -76,11 +84,14 @@ class Built:
             while owner and owner not in by_path:
                 owner = owner.rpartition(".")[0]
             name = path[len(owner) + 1 :] if owner else path
-            grouped.setdefault(owner, {})[name] = tuple(array.shape)
+            shape = _logical_shape(by_path[owner], name, tuple(array.shape))
+            if shape is not None:
+                grouped.setdefault(owner, {})[name] = shape
         found = []
         for path, parameters in grouped.items():
-            quantizable = id(by_path[path]) in leaves and hasattr(by_path[path], "to_quantized")
-            own = self._own_format(path, by_path[path]) if quantizable else None
+            module = by_path[path]
+            quantizable = id(module) in leaves and (hasattr(module, "to_quantized") or _is_packed(module))
+            own = self._own_format(path, module) if quantizable and not _is_packed(module) else None
             around = [classes[prefix] for prefix in _prefixes(path) if prefix in classes]
             found.append(Module(path, tuple(around), parameters, quantizable, own))
         return tuple(found)
@@ -101,8 +112,22 @@ class Built:
         predicate = getattr(self.model, "quant_predicate", None)
         chosen = True if predicate is None else predicate(path, module)
         if isinstance(chosen, dict):
-            return OwnFormat(str(chosen.get("mode", "affine")), int(chosen["bits"]), int(chosen["group_size"]))
+            mode = str(chosen.get("mode", "affine"))
+            bits, group_size = _MODE_DEFAULTS.get(mode, (4, 64))
+            return OwnFormat(mode, int(chosen.get("bits", bits)), int(chosen.get("group_size", group_size)))
         return None if chosen else OwnFormat()
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether a class has made a module a quantized one itself, which some do while they look at a source's tensors."""
+    return hasattr(module, "bits") and hasattr(module, "group_size") and "scales" in module
+
+
+def _logical_shape(module: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The unpacked shape of a module's parameter; None for the scales that lie beside a packed weight."""
+    if not _is_packed(module) or name not in ("weight", "scales", "biases"):
+        return shape
+    return (*shape[:-1], 32 * shape[-1] // module.bits) if name == "weight" else None
 
 
 def _flat(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
@@ -135,6 +160,14 @@ def build(config: Config, classes: Classes | None = None) -> Built:
         )
     try:
         model_class, arguments_class = classes or mlx_lm_utils._get_classes(fields)
+    except SystemExit as error:  # mlx-lm's olmo ends the process where a package is missing
+        raise SourceError(
+            "mlx-lm's class needs a package that is not installed",
+            where=f"config.json: {model_type}",
+            found=describe(error),
+            expected="every package that the class imports",
+            remedy=f"install it: `python -c 'import mlx_lm.models.{model_type}'` names it",
+        ) from error
     except ValueError as error:
         raise SourceError(
             "an architecture of which mlx-lm has no model",

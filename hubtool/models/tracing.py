@@ -37,7 +37,7 @@ DTYPES: Mapping[mx.Dtype, str] = {dtype: name for name, dtype in PLACEHOLDERS.it
 
 Sanitize = Callable[[dict[str, mx.array]], Mapping[str, mx.array]]
 
-MODEL_ERRORS = (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError, AssertionError)
+MODEL_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What the code of a model raises for a config.json or tensors that it does not expect: it has no errors of its own."""
 
 _MOVES = {"ExpandDims", "Squeeze", "Flatten", "Unflatten", "Reshape"}

@@ -1,8 +1,8 @@
-"""Random DeepSeek-V4 checkpoints in the published format, for demonstrations, tests and benchmarks."""
+"""Random checkpoints in the published format, for demonstrations, tests and benchmarks."""
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,6 +10,7 @@ from hubtool.checkpoint.tensors import TensorSpec, encode_header
 from hubtool.errors import OutputError
 from hubtool.files.whole import writing
 from hubtool.sample.layout import published_config, published_layout, published_shards
+from hubtool.sample.published import PUBLISHED
 from hubtool.sample.shapes import (
     BASE_LIKE,
     FLASH,
@@ -35,6 +36,7 @@ __all__ = [
     "OTHER",
     "PRO",
     "PRO_LIKE",
+    "PUBLISHED",
     "R0731_LIKE",
     "SHARD_METADATA",
     "SIZES",
@@ -45,6 +47,7 @@ __all__ = [
     "published_layout",
     "published_shards",
     "tokenizer_files",
+    "write_architecture",
     "write_documents",
     "write_sample",
 ]
@@ -86,9 +89,9 @@ library_name: transformers
 pipeline_tag: text-generation
 ---
 
-# A random DeepSeek-V4 checkpoint
+# A random {model} checkpoint
 
-The weights in this folder are random: it has the format and every architectural element of a published DeepSeek-V4
+The weights in this folder are random: it has the format and every architectural element of a published {model}
 checkpoint, and nothing to say. `hubtool sample` wrote it, to try a conversion on.
 """
 
@@ -121,20 +124,52 @@ def write_sample(folder: Path, shape: SampleShape = TINY, seed: int = 0) -> Path
     weights = RandomWeights({spec.name: spec for spec in layout}, shape.n_routed_experts, seed)
     with writing(folder):
         _check_room(folder, sum(spec.nbytes for spec in layout) + MB)
-        _write_staged(folder, shape, weights)
+        _write_staged(folder, lambda staged: _write_shape(staged, shape, weights))
     return folder
 
 
-def _write_staged(folder: Path, shape: SampleShape, weights: RandomWeights) -> None:
+def write_architecture(folder: Path, architecture: str, seed: int = 0) -> Path:
+    """The folder, now a tiny random checkpoint of another architecture, in its published layout.
+
+    Args:
+        folder: Must not exist, or be empty.
+        architecture: A key of `PUBLISHED`.
+        seed: Decides the weights and nothing else.
+
+    Raises:
+        OutputError: The folder is not empty or not a folder, or its disk has no room.
+    """
+    folder = folder.absolute()
+    published = PUBLISHED[architecture]()
+    weights = RandomWeights({spec.name: spec for spec in published.tensors}, 1, seed)
+
+    def write(staged: Path) -> None:
+        _write_shard(staged / "model.safetensors", list(published.tensors), weights)
+        for name, document in tokenizer_files(published.config["vocab_size"]).items():
+            _write_json(staged / name, document)
+        _write_json(staged / "config.json", published.config)
+        _write_texts(staged, published.config["architectures"][0])
+
+    with writing(folder):
+        _check_room(folder, sum(spec.nbytes for spec in published.tensors) + MB)
+        _write_staged(folder, write)
+    return folder
+
+
+def _write_shape(staged: Path, shape: SampleShape, weights: RandomWeights) -> None:
+    for name, specs in published_shards(shape).items():
+        _write_shard(staged / name, specs, weights)
+    for name, document in tokenizer_files(shape.vocab_size).items():
+        _write_json(staged / name, document)
+    write_documents(staged, shape)
+
+
+def _write_staged(folder: Path, write: Callable[[Path], None]) -> None:
     """Write the whole checkpoint beside its folder, then give it its name."""
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as workspace:
         staged = Path(workspace) / folder.name
         staged.mkdir()
-        for name, specs in published_shards(shape).items():
-            _write_shard(staged / name, specs, weights)
-        for name, document in tokenizer_files(shape.vocab_size).items():
-            _write_json(staged / name, document)
-        write_documents(staged, shape)
+        write(staged)
         staged.replace(folder)
 
 
@@ -147,8 +182,12 @@ def write_documents(folder: Path, shape: SampleShape) -> None:
     _write_json(folder / "model.safetensors.index.json", index)
     _write_json(folder / "config.json", published_config(shape))
     _write_json(folder / "generation_config.json", GENERATION_CONFIG)
+    _write_texts(folder, "DeepSeek-V4")
+
+
+def _write_texts(folder: Path, model: str) -> None:
     (folder / "LICENSE").write_bytes(LICENSE.encode())
-    (folder / "README.md").write_bytes(README.encode())
+    (folder / "README.md").write_bytes(README.format(model=model).encode())
 
 
 def _check_room(folder: Path, nbytes: int) -> None:

@@ -15,6 +15,9 @@ from hubtool.checkpoint.tensors import TensorSpec
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
+FP4_BLOCK, FP8_BLOCK = 32, 128
+"""Columns that share a scale in FP4, and in FP8."""
+
 CHUNK_WORDS = 1 << 17
 """Random 64-bit words generated at a time, 1 MiB of them, rounded so that no draw is split."""
 
@@ -44,6 +47,11 @@ DISTRIBUTIONS: Mapping[str, tuple[float, float]] = {
     "_base": (0.0, 1.0),
     "_scale": (1.0, 0.1),
     "embed.weight": (0.0, 1.0),
+    "embed_tokens.weight": (0.0, 1.0),
+    "A_log": (0.5, 0.3),
+    ".D": (1.0, 0.1),
+    ".sinks": (0.0, 0.5),
+    "bias": (0.0, 0.1),
 }
 """Mean and standard deviation by the end of a name; every other tensor is (0, 1/sqrt(columns)), which keeps variance.
 
@@ -68,7 +76,10 @@ class RandomWeights:
     def chunks(self, spec: TensorSpec) -> Iterator[Bytes]:
         """The stored bytes of a tensor, little-endian, a few megabytes at a time."""
         match spec.dtype:
-            case "I8":
+            case "U8" if spec.name.endswith("_scales"):
+                steps = _exponents(TensorSpec(spec.name, "I8", (1, spec.shape[-1] * FP4_BLOCK // 2)))
+                yield from (steps[drawn % len(steps)] for drawn in self._draws(spec, spec.size, 1))
+            case "I8" | "U8":
                 yield from self._draws(spec, spec.size, 1)
             case "F8_E4M3":
                 codes = _fp8_codes()
@@ -116,7 +127,10 @@ def _different_experts(keys: NDArray[np.uint32], chosen: int) -> Bytes:
 
 
 def _distribution(spec: TensorSpec) -> tuple[float, float]:
-    if spec.name == "head.weight":
+    if spec.name.endswith("weight_scale_inv"):  # of a block's columns, as many as there are in all or fewer
+        scale = 1 / math.sqrt(spec.shape[-1] * FP8_BLOCK) / FP8_STD
+        return scale, scale / 10
+    if spec.name in ("head.weight", "lm_head.weight"):
         return 0.0, LOGITS_STD / math.sqrt(spec.shape[-1])
     for ending, found in DISTRIBUTIONS.items():
         if spec.name.endswith(ending):

@@ -18,6 +18,7 @@ from hubtool.errors import SourceError
 from hubtool.worker.build import DECODED, formats, parameter_names, quantize_others
 from hubtool.worker.cut import AtExperts, Cut, Reached, Returned, Run
 from hubtool.worker.dense import decode
+from hubtool.worker.layerwise import sanitize_of
 from hubtool.worker.routed import Room, Routed, ahead
 from hubtool.worker.tensors import Tensors
 
@@ -61,7 +62,7 @@ class Forward:
         self.change: Change | None = None
         self._model: Any = model
         self._formats = formats(config, tensors.specs)
-        self._sanitize = getattr(model, "sanitize", lambda arrays: arrays)
+        self._sanitize = sanitize_of(model)
         self._expert: int | None = None
         self._seen: set[int] = set()
         quantize_others(model, self._formats)

@@ -33,6 +33,18 @@ DTYPES: Mapping[str, tuple[Any, mx.Dtype]] = {
 """NumPy's and MLX's dtype for what MLX stores; NumPy has no bfloat16."""
 
 
+def sanitize_of(model: Any) -> Sanitize:
+    """What is still to be done to stored tensors before a model takes them.
+
+    That is nothing for mlx-lm's own classes: what is stored is what they made, and some of them count on seeing a whole
+    checkpoint at once. A shipped model file may take its weights in another shape than it stores them.
+    """
+    if type(model).__module__.startswith("mlx_lm.models."):
+        return lambda arrays: arrays
+    sanitize: Sanitize = getattr(model, "sanitize", lambda arrays: arrays)
+    return sanitize
+
+
 class Weights:
     """A folder's tensors, read as MLX arrays when they are asked for.
 

@@ -152,13 +152,13 @@ def _smoke_streamed(task: Task, reporter: Reporter) -> None:
     from mlx_lm.models.cache import make_prompt_cache
 
     from hubtool.checkpoint.source import LocalSource
-    from hubtool.worker.layerwise import Weights, stream
+    from hubtool.worker.layerwise import Weights, sanitize_of, stream
 
     mx.set_cache_limit(0)  # what was read for one layer must not be kept for the next
     model, tokenizer = _open(task, lazy=True)
     prompt = _prompt(tokenizer)
     cache = make_prompt_cache(model)
-    weights = Weights(LocalSource(Path(task.folder)), getattr(model, "sanitize", lambda arrays: arrays))
+    weights = Weights(LocalSource(Path(task.folder)), sanitize_of(model))
     stream(model, weights)
     reporter.tell(Loaded(parameters=0))
     tokens: list[int] = []
