@@ -19,7 +19,7 @@ from hubtool.checkpoint.source import Source
 from hubtool.checkpoint.statistics import Inputs, Statistics
 from hubtool.checkpoint.tensors import DTYPE_NBYTES, TensorSpec, encode_header
 from hubtool.errors import RecipeError
-from hubtool.models import Box, Component, Model, OwnFormat, Parameter, read_model
+from hubtool.models import Box, Component, Model, OwnFormat, Parameter, architecture_of, read_model
 from hubtool.plan import mlx
 from hubtool.plan.fitting import choose_fit
 from hubtool.plan.format import PUBLISHED, Format, Mode, lossless_format
@@ -43,6 +43,9 @@ BASE_NBYTES = 90 * units.MIB
 
 SOURCE_TENSOR_NBYTES = 800
 """What one published tensor takes: its header entry, its names, its place in the plan."""
+
+TRACED_TENSOR_NBYTES = 6500
+"""What tracing an architecture takes for each of them: MLX's events and the program's nodes (18,867 tensors: 120 MB)."""
 
 TILE_NBYTES = 22 * units.MIB
 """What a thread that decodes or quantizes needs beside the piece: a tile, and MLX's arrays made of it."""
@@ -368,7 +371,8 @@ def peak_nbytes(plans: Sequence[Plan], jobs: int) -> int:
             row_nbytes += sum(step.row_nbytes(output) for output in step.outputs)
             computing = max(computing, TILE_NBYTES + (FIT_NBYTES if step.fit == "weighted" else 0))
         piece = max(piece, steps[0].loaded_nbytes(largest) + largest.rows * row_nbytes + computing)
-    return BASE_NBYTES + tensors * SOURCE_TENSOR_NBYTES + jobs * piece
+    known = SOURCE_TENSOR_NBYTES + (TRACED_TENSOR_NBYTES if architecture_of(model.config).traced else 0)
+    return BASE_NBYTES + tensors * known + jobs * piece
 
 
 def spoken_format(step: Step) -> str:
