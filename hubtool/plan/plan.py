@@ -45,7 +45,7 @@ SOURCE_TENSOR_NBYTES = 800
 """What one published tensor takes: its header entry, its names, its place in the plan."""
 
 TRACED_TENSOR_NBYTES = 6500
-"""What tracing an architecture takes for each of them: MLX's events and the program's nodes (18,867 tensors: 120 MB)."""
+"""What tracing takes for each of them: MLX's events and the program's nodes (18,867 tensors: 120 MB)."""
 
 TILE_NBYTES = 22 * units.MIB
 """What a thread that decodes or quantizes needs beside the piece: a tile, and MLX's arrays made of it."""
@@ -361,7 +361,8 @@ def peak_nbytes(plans: Sequence[Plan], jobs: int) -> int:
     what is known of the source's tensors.
     """
     model = plans[0].model
-    tensors = sum(len(each.names) if each.program else 2 * each.part_count for each in model.parameters)
+    traced = architecture_of(model.config).traced
+    tensors = sum(len(each.names) if traced else 2 * each.part_count for each in model.parameters)
     tensors += sum(dropped.tensors for dropped in model.dropped)
     piece = 0
     for steps in zip(*(plan.steps for plan in plans), strict=True):
@@ -371,7 +372,7 @@ def peak_nbytes(plans: Sequence[Plan], jobs: int) -> int:
             row_nbytes += sum(step.row_nbytes(output) for output in step.outputs)
             computing = max(computing, TILE_NBYTES + (FIT_NBYTES if step.fit == "weighted" else 0))
         piece = max(piece, steps[0].loaded_nbytes(largest) + largest.rows * row_nbytes + computing)
-    known = SOURCE_TENSOR_NBYTES + (TRACED_TENSOR_NBYTES if architecture_of(model.config).traced else 0)
+    known = SOURCE_TENSOR_NBYTES + (TRACED_TENSOR_NBYTES if traced else 0)
     return BASE_NBYTES + tensors * known + jobs * piece
 
 
