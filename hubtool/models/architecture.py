@@ -69,9 +69,9 @@ class Architecture:
     cache_nbytes: Callable[[Config, int, int], int | None]
     runtime_files: tuple[str, ...] = ()
     tidy: Callable[[Config], dict[str, Any]] = dict
+    chat: ChatFormat | None = None
 
     @property
     def traced(self) -> bool:
         """Whether it is read by tracing mlx-lm's class, not by hand."""
         return self.model_type is None
-    chat: ChatFormat | None = None
