@@ -28,7 +28,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 class HubtoolError(Exception):
-    """A failure with a sentence for the person who can mend it.
+    """A failure with a message for the person who can act on it.
 
     Args:
         what: The failure in one clause.

@@ -105,7 +105,7 @@ class RecipeRecord(_Strict, frozen=True):
 
 
 class ComponentRecord(_Strict, frozen=True):
-    """What one component comes to; `error` is the relative mean squared error, if it was measured.
+    """Totals of one component; `error` is the relative mean squared error, if it was measured.
 
     `weighted_error` is the same weighted by the inputs, where there are statistics of them.
     """
@@ -326,7 +326,7 @@ class QualityRecord(_Strict, frozen=True):
         windows: Of how many windows.
         context: Tokens of a window, the second half of which is scored.
         distance: The variant's.
-        floor: The source's from itself, computed in bfloat16: what no variant can be told from.
+        floor: The source's from itself, computed in bfloat16: below it variants cannot be distinguished.
         others: Other variants, measured in the same run.
     """
 
@@ -441,7 +441,7 @@ class Record(_Strict, frozen=True):
 def is_derived(name: str) -> bool:
     """Whether a file of the folder is the record or made from it, so that the record does not list it.
 
-    Those are the card and its pictures, the provenance and the signature: they may be made anew, and evidence about
+    Those are the card and its pictures, the provenance and the signature: they may be regenerated, and evidence about
     the weights stays what it is.
     """
     return name in DERIVED_FILES or name.startswith(ASSETS_PREFIX)

@@ -67,7 +67,7 @@ def check_card(
     but no others.
 
     Raises:
-        OutputError: The prose of the card cannot be told from the rest.
+        OutputError: The publisher's text cannot be separated from the generated card.
         UsageError: A template cannot be used.
     """
     older = older_lines(record) if isinstance(record, Record) else {}

@@ -75,7 +75,7 @@ PLAIN = Wording()
 
 @dataclass(frozen=True)
 class Made:
-    """A card that was made anew.
+    """A regenerated card.
 
     Attributes:
         card: The card.
@@ -215,14 +215,14 @@ def address(
 
 
 def add_evidence(folder: Path, evidence: Sequence[Evidence], *, wait: bool = False) -> None:
-    """Append evidence to the record of a folder, and make anew what is made from the record.
+    """Append evidence to the record of a folder, and regenerate what is made from the record.
 
     Each file is written whole or not at all. The weights may be damaged: they are not looked at.
 
     Args:
         folder: The folder.
         evidence: What is appended.
-        wait: Until another process lets go of the folder: hours of work may stand behind this evidence.
+        wait: Until another process releases the folder: hours of work may be behind this evidence.
 
     Raises:
         RecordError: The folder has no record.

@@ -1,4 +1,4 @@
-"""Markdown that is not hubtool's own, before it stands in a card: it must hide or change nothing of what follows it."""
+"""Markdown that is not hubtool's own, checked before it goes into a card: it must not hide what follows it."""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _AFTER = "\n<!-- after -->\n\n# After\n"
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a text cannot stand in a card: where in it, from 1, and what is there."""
+    """Why a text not allowed in a card: where in it, from 1, and what is there."""
 
     line: int
     found: str

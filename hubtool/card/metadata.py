@@ -82,6 +82,6 @@ def check_publishable(
             "the Hub would refuse the card's metadata",
             where="README.md of the source",
             found="; ".join(fatal),
-            remedy="mend the front matter of the source's README.md, or name the base model as it is on the Hub",
+            remedy="correct the front matter of the source's README.md, or name the base model as it is on the Hub",
         )
     return tuple(problem.message for problem in problems)

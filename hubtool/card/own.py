@@ -1,4 +1,4 @@
-"""What people wrote into a card, told from what hubtool wrote there.
+"""What people wrote into a card, separated from what hubtool wrote there.
 
 Keys that hubtool writes follow hubtool; every other key stays. A line that hubtool wrote and somebody changed is
 written as it should be; if words were added to it, those would be lost, and that is for somebody to allow.

@@ -1,4 +1,4 @@
-"""The publisher's prose: what stands in a card between marked comments, kept through every regeneration."""
+"""The publisher's prose: the text between marked comments of a card, kept through every regeneration."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from hubtool.errors import OutputError
 
 _BEGIN = re.compile(r"^<!-- hubtool:prose ([a-z][a-z0-9-]*) -->$", re.MULTILINE)
 _END = "<!-- /hubtool:prose -->"
-_REMEDY = "mend the card: each section's prose stands between its own two comments"
+_REMEDY = "correct the card: each section's prose belongs between its own two comments"
 
 LEFT_OVER = "notes"
 """The section at whose end prose is kept whose own section a template no longer has."""
@@ -109,4 +109,4 @@ def without_prose(card: str) -> str:
 
 def _broken(line: int, found: str) -> OutputError:
     where = f"README.md, line {line}"
-    return OutputError("the publisher's prose cannot be told", where=where, found=found, remedy=_REMEDY)
+    return OutputError("cannot separate your text from the generated card", where=where, found=found, remedy=_REMEDY)

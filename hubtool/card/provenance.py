@@ -1,6 +1,6 @@
 """Provenance as in-toto statements: where the files come from (SLSA), and what was tested on them.
 
-They are made from the record alone, so they can be made anew and compared. They are not signed: a signature of the
+They are made from the record alone, so they can be regenerated and compared. They are not signed: a signature of the
 files is OpenSSF model-signing's, beside them.
 """
 
@@ -24,7 +24,7 @@ BUILD_TYPE = f"{BUILDER}#convert/v1"
 HUB = "https://huggingface.co"
 
 _RESULTS = {"passed": "passedTests", "failed": "failedTests", "aborted_by_guard": "failedTests"}
-"""Refused and not run are neither: their configuration stands in the statement without a verdict.
+"""Refused and not run are neither: the statement has their configuration without a verdict.
 
 What the publisher states to have passed is among `warnedTests`: nobody measured it.
 """

@@ -133,8 +133,8 @@ def _render(folders: tuple[Path, ...], view: Mapping[str, Any], template: str = 
         where = _place(error, folders)
         raise UsageError("template asks for what does not exist", where=where, found=error) from error
     except (jinja2.TemplateError, TypeError, ArithmeticError) as error:
-        # Templates are programs: what fails within one is for whoever wrote it to mend.
-        raise UsageError("template fails", where=_place(error, folders), found=error, remedy="mend it") from error
+        # Templates are programs: what fails within one is for whoever wrote it to correct.
+        raise UsageError("template fails", where=_place(error, folders), found=error, remedy="correct it") from error
 
 
 def _place(error: Exception, folders: Collection[Path]) -> str:

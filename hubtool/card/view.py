@@ -231,7 +231,7 @@ def _decoding(encodings: Mapping[str, int]) -> str:
     if not names:
         return ""
     return (
-        f"{' and '.join(names)} weights were decoded exactly before they were stored anew: a scale byte b of the "
+        f"{' and '.join(names)} weights were decoded exactly before they were stored again: a scale byte b of the "
         "published E8M0 scales is the raw exponent of 2^(b − 127)."
     )
 

@@ -105,7 +105,7 @@ class Packings:
 
 
 def read_packings(raw: bytes, problems: list[str]) -> Packings:
-    """The `quantization` of a config.json; whatever in it cannot be meant is told in `problems`."""
+    """The `quantization` of a config.json; whatever is invalid in it is added to `problems`."""
     try:
         config = parse_json(raw, CONFIG_FILE)
     except SourceError as error:
@@ -135,7 +135,7 @@ def _read_packing(entry: Mapping[str, Any], where: str, problems: list[str]) -> 
 
 
 def measure_headers(headers: Mapping[str, Header], packings: Packings, problems: list[str]) -> MeasuredRecord:
-    """Totals over all shards; where config.json's quantization contradicts the headers is told in `problems`.
+    """Totals over all shards; where config.json's quantization contradicts the headers is added to `problems`.
 
     Raises:
         SourceError: There are no tensors.

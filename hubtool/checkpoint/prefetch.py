@@ -43,10 +43,10 @@ PARALLEL = 3
 CHUNK_NBYTES = 1 << 20
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 8.0)
-"""Waits between tries that bring nothing, as the stock client's; a try that brings bytes starts them anew."""
+"""Waits between tries that bring nothing, as the stock client's; a try that brings bytes resets them."""
 
 STOP_SECONDS = 1.0
-"""How long threads that fetch are waited for when they are told to stop."""
+"""How long threads that fetch are waited for when they are asked to stop."""
 
 DEFAULT_FILES = 6
 """Room by default, in files of the largest size: by the plans for V4-Flash and V4-Pro four are needed at once at most,

@@ -37,7 +37,7 @@ class HubSource(Checkpoint):
         revision: A branch, tag or commit; `main` by default. It is resolved once, to a commit.
         api: The Hub; the one that HF_ENDPOINT and HF_TOKEN, or the stock login, name by default.
         stated: What the publisher says it is.
-        storage: Where shards are fetched to that `prepare` is told of.
+        storage: Where the shards named to `prepare` are fetched to.
 
     Raises:
         HubError: The Hub cannot be reached, has no such repo or revision, or does not let this token see it.

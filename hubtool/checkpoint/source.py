@@ -377,7 +377,7 @@ def collect_tensors(shards: Mapping[str, Header], weight_map: Mapping[str, str] 
     """All tensors of the shards by name, checked against the index if there is one.
 
     Raises:
-        SourceError: A name stands in two shards, or index and headers disagree.
+        SourceError: A name is in two shards, or index and headers disagree.
     """
     tensors: dict[str, StoredTensor] = {}
     for file, header in shards.items():
@@ -385,7 +385,7 @@ def collect_tensors(shards: Mapping[str, Header], weight_map: Mapping[str, str] 
             earlier = tensors.setdefault(tensor.spec.name, tensor)
             if earlier is not tensor:
                 raise SourceError(
-                    "stands in two shards",
+                    "is in two shards",
                     where=tensor.spec.name,
                     found=f"{earlier.file} and {file}",
                     expected="one",

@@ -74,7 +74,7 @@ def list_command(console: Console, folder: Path) -> None:
     ]
     console.answer(documents, lambda: table(["check", "outcome", "kind", "these bytes", "when", ""], rows))
     if changed:
-        console.say(f"no evidence counts: {changed}")
+        console.say(f"no recorded evidence applies to these files: {changed}")
 
 
 @command.command(

@@ -167,10 +167,10 @@ def _load(path: Path, rungs: tuple[Rung, ...], sign_key: Path | None, wording: W
     ]
     if given:
         raise UsageError(
-            "a release says itself what is published, and where",
+            "options that belong in the release file",
             where=path,
             found=", ".join(given),
-            remedy="leave that out, and write it into the file as far as a release has it",
+            remedy="remove them here, and set them in the file where it has such a key",
         )
     release = load_release(path)
     release = release.proposed() if context.params["pr"] else release

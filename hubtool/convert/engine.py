@@ -59,7 +59,7 @@ class MadePiece:
 
 
 def make(task: Task) -> MadePiece:
-    """What a piece comes to, in arrays of its own; whichever process runs this opens the source once and keeps it.
+    """The arrays of a piece, owned by the caller; whichever process runs this opens the source once and keeps it.
 
     Raises:
         SourceError: The source cannot be opened, or is another one here; a piece cannot be read or is not finite.
@@ -95,7 +95,7 @@ def _narrowed(step: Step, piece: Piece) -> Step:
 
 
 def _make(source: Source, piece: Piece, steps: Sequence[Step], error_rows: int) -> MadePiece:
-    """What a piece comes to, in buffers that this thread uses again for its next piece."""
+    """The arrays of a piece, in buffers that this thread reuses for its next piece."""
     held = getattr(_HERE, "held", None)
     if held is None or held[:2] != (source, error_rows):
         held = _HERE.held = (source, error_rows, PieceMaker(source, error_rows))

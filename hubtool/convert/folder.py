@@ -146,7 +146,7 @@ class _Folder:
         return True
 
     def _note(self, step: Step, piece: Piece) -> int:
-        """Take down that a piece's bytes are in the partial shards; how many those are."""
+        """Mark a piece's bytes as written in the partial shards; returns their number."""
         done = 0
         for output in step.outputs:
             if output.shard in self.shards:

@@ -21,7 +21,7 @@ BYTE_FORMAT = 1
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What decides the bytes of a folder, and what the first run in it was told.
+    """What decides the bytes of a folder, and the options of the first run in it.
 
     Attributes:
         plan: The plan's digest.
@@ -82,7 +82,7 @@ def check_folder(job: Job, source: Source) -> None:
 
 
 def make_origin(plan: Plan, source: Source, error_rows: int = ERROR_ROWS) -> Origin:
-    """What decides the bytes that a plan over a source comes to on this machine."""
+    """What decides the output bytes of a plan over a source on this machine."""
     backend, mlx = require_backend(), importlib.metadata.version("mlx")
     fitted = plan.statistics is not None and any(step.fit != "nearest" for step in plan.steps)
     return Origin(

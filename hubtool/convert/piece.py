@@ -100,7 +100,7 @@ class PieceMaker:
         self._buffers: dict[str, npt.NDArray[np.uint8]] = {}
 
     def make(self, piece: Piece, steps: Sequence[Step]) -> list[Made]:
-        """What a piece comes to for each of `steps`, which are several plans' steps for one parameter.
+        """The arrays of a piece for each of `steps`, which are several plans' steps for one parameter.
 
         It is read and decoded once, and what is stored alike is made once.
 

@@ -67,7 +67,7 @@ class PartialShard:
                 self._complete = end
 
     def take_due(self) -> int:
-        """Up to which offset the shard should now be hashed, told once; 0 if that can wait."""
+        """Offset up to which the shard should now be hashed, returned once; 0 if that can wait."""
         with self._lock:
             whole = self._complete == self.nbytes != self._due
             if not whole and self._complete - self._due < HASH_STEP_NBYTES:
@@ -76,7 +76,7 @@ class PartialShard:
             return self._due
 
     def hash_to(self, end: int) -> str | None:
-        """Hash on to `end`, which `take_due` told; the SHA-256 if that is the whole shard, None after `stop` too."""
+        """Hash on to `end`, as `take_due` gave it; the SHA-256 if that is the whole shard, None after `stop` too."""
         descriptor = self.open()
         buffer = memoryview(bytearray(HASH_BLOCK_NBYTES))
         while self._hashed < end and not self._stopped:

@@ -166,7 +166,7 @@ class _Search:
         return scale.reshape(shape), np.broadcast_to(low, scale.shape).reshape(shape)
 
     def _refine(self, start: tuple[Double, Double], *, aligned: bool) -> _Fits:
-        """Each group's best starts, refitted: a pass makes codes anew with the last fit, and from them the next."""
+        """Each group's best starts, refitted: a pass recomputes codes with the last fit, and from them the next."""
         scale, bias = start
         zero = None
         if aligned:

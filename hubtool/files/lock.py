@@ -17,7 +17,7 @@ def held(path: Path, where: Path, *, wait: bool = False) -> Iterator[None]:
     Args:
         path: The file, in a folder that is there.
         where: What it stands for, for the message.
-        wait: Until another process that holds it lets go.
+        wait: Until the process that holds it releases it.
 
     Raises:
         OutputError: Another process holds it, and this one is not to wait.
@@ -30,7 +30,7 @@ def held(path: Path, where: Path, *, wait: bool = False) -> Iterator[None]:
         except BlockingIOError as error:
             holder = os.read(descriptor, 32).decode().strip() or "unknown"
             raise OutputError(
-                "another hubtool works on this folder",
+                "another hubtool is working in this folder",
                 where=where,
                 found=f"process {holder}",
                 remedy="wait until it ends, or stop it",
@@ -48,7 +48,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Args:
         folder: The folder.
-        wait: Until another process that holds it lets go.
+        wait: Until the process that holds it releases it.
 
     Raises:
         OutputError: Another process holds it, and this one is not to wait.

@@ -29,7 +29,7 @@ ROOM_SHARE = 0.9
 """Of what the control group leaves: `FAR_PAST` times that is still within it."""
 
 PROMISED_INTERVAL = 0.05  # seconds
-"""A longer gap between samples, as on a machine that is overloaded, is told among the figures."""
+"""A longer gap between samples, as on a machine that is overloaded, is reported among the figures."""
 
 ERRORS_NBYTES = 4096
 """How much of the end of the command's stderr is kept."""

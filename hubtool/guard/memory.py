@@ -146,23 +146,23 @@ class Pressure:
         if own or cgroup.room() is not None:
             files["the control group's own memory pressure"] = own
         self._stalls = {name: _Stalls(path) for name, path in files.items()}
-        self._told: set[str] = set()
+        self._seen: set[str] = set()
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
-        """What was not told when it was asked for."""
-        return tuple(name for name in self._stalls if name not in self._told)
+        """What could not be measured."""
+        return tuple(name for name in self._stalls if name not in self._seen)
 
     def sample(self) -> float | None:
         """The pressure now; on Linux 0 until there is something to compare with."""
         if sys.platform == "darwin":
             level = {1: 0.0, 2: 0.5, 4: 1.0}.get(sysctl_number("kern.memorystatus_vm_pressure_level") or 0)
-            self._told = set() if level is None else set(self._stalls)
+            self._seen = set() if level is None else set(self._stalls)
             return level
         shares = {name: stalls.share() for name, stalls in self._stalls.items()}
-        told = {name: share for name, share in shares.items() if share is not None}
-        self._told |= told.keys()
-        return max(told.values(), default=None)
+        known = {name: share for name, share in shares.items() if share is not None}
+        self._seen |= known.keys()
+        return max(known.values(), default=None)
 
 
 SYSTEM_PRESSURE = Path("/proc/pressure/memory")

@@ -120,7 +120,7 @@ class HubFile:
         return self.sha256 or self.git_sha1
 
     def hasher(self) -> "hashlib._Hash":
-        """A fresh hash that comes to `etag` when it has been given the content."""
+        """A fresh hash whose digest is `etag` once it has the content."""
         return hashlib.sha256() if self.sha256 is not None else git_hasher(self.nbytes)
 
 
@@ -152,7 +152,7 @@ def git_sha1(content: bytes) -> str:
 
 
 def git_hasher(nbytes: int) -> "hashlib._Hash":
-    """A fresh hash that comes to git's object id of a blob when it has been given the blob's `nbytes` bytes."""
+    """A fresh hash whose digest is git's object id of a blob once it has the blob's `nbytes` bytes."""
     return hashlib.sha1(b"blob %d\0" % nbytes, usedforsecurity=False)
 
 
@@ -196,7 +196,9 @@ def _unreached(error: Exception, where: str) -> HubError:
         return error.explain()
     found = redact(str(error)) or type(error).__name__
     if isinstance(error, httpx2.LocalProtocolError):
-        return HubError("the request cannot be sent", where=where, found=found, remedy="check HF_TOKEN, or log in anew")
+        return HubError(
+            "the request cannot be sent", where=where, found=found, remedy="check HF_TOKEN, or log in again"
+        )
     return HubError(
         "the Hub cannot be reached", where=where, found=found, remedy="check the network, then run it again"
     )

@@ -19,7 +19,7 @@ def commit_once(hub: PatientHub, repo: str, call: Callable[[], CommitInfo], land
     Args:
         hub: The Hub.
         repo: `org/name`.
-        call: The stock client's `create_commit`, with additions made anew for each try.
+        call: The stock client's `create_commit`, with fresh additions for each try.
         landed: Finds the commit if it was made although its answer was lost, or cannot be read.
 
     Raises:
@@ -40,5 +40,5 @@ def commit_once(hub: PatientHub, repo: str, call: Callable[[], CommitInfo], land
 
 def card_refused(where: object, found: str | None) -> OutputError:
     """The error for a card whose metadata the Hub does not take."""
-    remedy = "mend its metadata, then run it again"
+    remedy = "correct its metadata, then run it again"
     return OutputError("the Hub refuses the card", where=where, found=found, remedy=remedy)

@@ -1,7 +1,7 @@
-"""A Hub that is asked again: what may be repeated is, after a wait that is told; what may not ends with its reason.
+"""Retries what is safe to retry on the Hub, and reports each wait.
 
-The stock client repeats most requests by itself within half a minute. Those waits are told too, and what it then gives
-up, or never repeats, is judged here:
+The stock client repeats most requests by itself within half a minute. Those waits are reported too, and what it then
+gives up, or never repeats, is judged here:
 
 | what happened | what follows |
 | --- | --- |
@@ -142,7 +142,7 @@ class PatientHub:
     _me: Mapping[str, Any] | None = field(default=None, init=False)
 
     def attempt(self, what: str, call: Callable[[], T], landed: Callable[[], T | None] = lambda: None) -> T:
-        """What `call` comes to, tried again as long as that may help.
+        """The result of `call`, retried as long as that may help.
 
         Args:
             what: The repo, or what of it is concerned, for messages.
@@ -217,7 +217,7 @@ class PatientHub:
 
     @contextmanager
     def _waits_told(self, what: str) -> Iterator[None]:
-        """Let the waits of the stock client be told as hubtool's are, and not by its own log."""
+        """Report the waits of the stock client as hubtool's own, not through its log."""
         log = logging.getLogger(HTTP_LOGGER)
         relay, propagate = _Relay(lambda text: self.say(f"{what}: {text}")), log.propagate
         log.addHandler(relay)

@@ -59,7 +59,7 @@ class State:
 
     @property
     def pull_request(self) -> int | None:
-        """The number of the pull request that was opened; a repo made anew may have another of that number."""
+        """The number of the pull request that was opened; a re-created repo may have another of that number."""
         return self._kept.pull_request
 
     @pull_request.setter

@@ -343,7 +343,7 @@ class Upload:
         return name not in self._sent and there.git_sha1 == git_sha1(path.read_bytes())
 
     def _operations(self, planned: UploadPlan, advance: Advance) -> Callable[[], Sequence[Operation]]:
-        """Send every large content; what gives the lines of the commit, anew for each try."""
+        """Send every large content; a function that gives fresh commit operations for each try."""
         blobs = Blobs(self._hub, self._to.repo, planned.place.revision, self._state)
         sent = {**blobs.held(), **self._sent}
         sent = {name: blob for name, blob in sent.items() if blob.sha256 == self._hashes.get(name)}

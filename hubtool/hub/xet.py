@@ -72,7 +72,7 @@ def send_stream(hub: PatientHub, repo: str, revision: str, chunks: Iterable[byte
 
 
 def _beside(send: Callable[[], Blob]) -> Blob:
-    """What `send` comes to in a thread beside this one, which an interrupt then finds waiting here.
+    """The result of `send`, run in a second thread, which an interrupt then finds waiting here.
 
     It would be lost in hf_xet's call of the progress callback: Rust has nobody to hand a KeyboardInterrupt to.
     """

@@ -45,7 +45,7 @@ class Request:
 
 
 def budget_of(request: Request, model: Model) -> Budget:
-    """The bytes that a request comes to for a model.
+    """The budget in bytes that a request means for a model.
 
     Raises:
         UsageError: It is neither a size nor bits, or the model's cache is not known.

@@ -15,7 +15,7 @@ WIDTHS = (2, 3, 4, 5, 6, 8)
 
 
 def output_specs(parameter: Parameter, form: Format) -> tuple[TensorSpec, ...]:
-    """What a parameter comes to in a format: weight, and where quantized scales, and where affine biases."""
+    """The tensors of a parameter in a format: weight, and where quantized scales, and where affine biases."""
     if not form.quantized:
         return (TensorSpec(parameter.path, form.cast(parameter.dtype), parameter.shape),)
     *rows, columns = parameter.shape

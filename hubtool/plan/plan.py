@@ -230,7 +230,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one component comes to."""
+    """Totals of one component."""
 
     component: Component
     parameters: int

@@ -1,4 +1,4 @@
-"""The card of a folder or of a repo on the Hub: made anew around the publisher's prose, compared, pushed.
+"""The card of a folder or of a repo on the Hub: regenerated around the publisher's prose, compared, pushed.
 
 Of a repo only the record, the card and the shards' headers are read, never weights.
 """
@@ -59,7 +59,7 @@ class Opened:
         assets: Names of its pictures.
         statements: Its provenance, by file name.
         disagreements: Where record and bytes contradict each other, or may: a shard was touched since it was hashed.
-        mendable: Where the provenance is not what the record says; it can be made anew, as the card can.
+        mendable: Where the provenance is not what the record says; it can be regenerated, as the card can.
     """
 
     name: str
@@ -292,14 +292,14 @@ class Checked:
         """What a person should know of how it was compared; empty where it is as exact as can be."""
         if self.how == "line by line":
             return ""
-        return f"compared {self.how}: other templates made it; `hubtool card` makes it anew"
+        return f"compared {self.how}: other templates made it; `hubtool card` makes it again"
 
 
 def check(opened: Opened, templates: Path | None = None) -> Checked:
     """Hold the card against record and bytes.
 
     Raises:
-        OutputError: The prose cannot be told from the rest.
+        OutputError: The publisher's text cannot be separated from the generated card.
         UsageError: A template cannot be used.
     """
     if not opened.card:
@@ -360,7 +360,7 @@ def push_card(
     record = opened.record
     repo = opened.name if opened.folder is None else record.repo
     if repo is None:
-        raise SourceError("published nowhere yet", where=opened.name, remedy="publish it with `hubtool upload` first")
+        raise SourceError("not published yet", where=opened.name, remedy="publish it with `hubtool upload` first")
     there = opened if opened.folder is None else open_card(f"{HUB_PREFIX}{repo}", api)
     assert there.commit is not None
     if there.record.subject != record.subject:
@@ -388,7 +388,7 @@ def push_card(
     changed = {name: content for name, content in files.items() if known.get(name) != content}
     if not changed or dry_run:
         return Pushed(repo, there.commit, tuple(changed))
-    message = f"Card made anew with hubtool {hubtool.__version__}"
+    message = f"Card regenerated with hubtool {hubtool.__version__}"
     commit = commit_documents(api, record, changed, Change(repo, there.commit, message))
     if opened.folder is not None:
         # What the page has and the folder lacks would count as deleted here the next time.

@@ -36,6 +36,7 @@ recipe = "native"
 repo = "someone/DeepSeek-V4-Flash-original"
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -123,10 +124,11 @@ def load_release(path: Path) -> Release:
     out = beside / (file.out or path.stem)
     variants = tuple(_resolve(each, file, beside, out, path) for each in file.variant)
     repos = [each.destination.repo for each in variants]
-    if not variants or len(set(repos)) < len(repos) or len({each.folder for each in variants}) < len(variants):
-        raise UsageError(
-            "needs variants with a repo of its own each", where=path, found=", ".join(repos) or "none", remedy="mend it"
-        )
+    if not variants:
+        raise UsageError("a release without variants", where=path, found="none", remedy="add a [[variant]] table")
+    _require_distinct(path, repos, "two variants publish to the same repo", "give each variant a `repo` of its own")
+    folders = [each.folder.name for each in variants]
+    _require_distinct(path, folders, "two variants have the same folder", "give their repos different names")
     local = beside / file.source
     templates = beside / file.card.templates if file.card.templates else None
     if templates is not None and not is_folder(templates):
@@ -165,16 +167,22 @@ def _parse_limit(text: str | None, path: Path) -> int | None:
         raise UsageError("no size", where=f"{path}: disk_limit", found=str(error), remedy='as "20GB"') from error
 
 
+def _require_distinct(path: Path, names: Sequence[str], what: str, remedy: str) -> None:
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise UsageError(what, where=path, found=twice, expected="each once", remedy=remedy)
+
+
 def _resolve(variant: VariantTable, file: _File, beside: Path, out: Path, path: Path) -> Variant:
     name = Path(variant.recipe).stem if variant.recipe.endswith(".toml") else variant.recipe
     repo = (variant.repo or file.repo or "").replace("{recipe}", name)
     if not is_repo_id(repo):
         raise UsageError(
-            "no name that the Hub allows",
+            "not a name that the Hub allows",
             where=f"{path}: variant {name}",
             found=repo or "none",
             expected="ORG/NAME, of the variant or with {recipe} of the release",
-            remedy="mend `repo`",
+            remedy="correct `repo`",
         )
     require_notes(variant.notes, f"{path}: variant {name}: notes")
     local = beside / variant.recipe

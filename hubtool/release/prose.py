@@ -1,7 +1,7 @@
-"""What people wrote in a folder's card and in that on its page, where it may be edited too, brought together.
+"""Merges what people wrote in a folder's card with what they wrote on its page.
 
-The card as this folder last published it is kept in `.hubtool/`, and what of it was generated, so that it can be told
-which of the two was edited since, and what of the page's card is a person's.
+The card as this folder last published it is kept in `.hubtool/`, with what of it was generated: so it is known which of
+the two was edited since, and what of the page's card is a person's.
 """
 
 from collections.abc import Collection

@@ -116,7 +116,7 @@ def require_notes(notes: str, where: str) -> None:
     """Raise UsageError if notes would break the card that they stand in."""
     if fault := find_prose_fault(notes):
         raise UsageError(
-            "cannot stand in a card",
+            "not allowed in a card",
             where=f"{where}, line {fault.line}",
             found=fault.found,
             remedy="close it, or leave it out",

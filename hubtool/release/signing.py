@@ -1,6 +1,6 @@
 """A signature of the published files by OpenSSF Model Signing, with keys of the publisher's own.
 
-The card and its pictures are not signed: they may be made anew. All else is, the record and the provenance too, and a
+The card and its pictures are not signed: they may be regenerated. All else is, the record and the provenance too, and a
 file that was added is found: it might be weights.
 """
 

@@ -193,7 +193,7 @@ def _write_texts(folder: Path, model: str) -> None:
 def _check_room(folder: Path, nbytes: int) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(
-            "the sample's folder is in the way",
+            "the folder for the sample is not empty",
             where=folder,
             found="other files" if folder.is_dir() else "a file",
             expected="nothing, or an empty folder",

@@ -100,7 +100,7 @@ def calibrate_source(wanted: Calibrate, watch: Watch) -> Calibrated:
 
 def _failure(found: Finding, wanted: Calibrate) -> HubtoolError:
     kind = GuardError if found.outcome == "aborted_by_guard" else SourceError
-    remedy = "mend what it says, and run the same command again: it goes on where it stopped"
+    remedy = "correct what it says, and run the same command again: it goes on where it stopped"
     return kind("calibration did not come to its end", where=wanted.source, found=found.detail, remedy=remedy)
 
 

@@ -29,7 +29,7 @@ _TUNING = {
     "TOKENIZERS_PARALLELISM": "false",
     # The worker shares products among the cores itself: BLAS's own threads wait for each other by spinning.
     "OPENBLAS_NUM_THREADS": "1",
-    # glibc otherwise keeps what was let go of: a third of a process that reads layer after layer.
+    # glibc otherwise keeps what was released: a third of a process that reads layer after layer.
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": "1048576",
     "MALLOC_TRIM_THRESHOLD_": "1048576",

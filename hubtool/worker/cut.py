@@ -2,7 +2,7 @@
 
 mlx-lm's models know how to go from tokens to logits, not how to go from one layer to the next. So the code is run from
 its beginning each time: layers that are done return at once, the one that is due gets what the layer before it returned
-earlier, and the run ends where it should. What is computed before the layers, masks and positions, is computed anew,
+earlier, and the run ends where it should. What is computed before the layers, masks and positions, is computed again,
 which is little; what of it nobody needs, MLX never evaluates.
 
 Layers that are done, and embeddings after the first layer, return NaN where a model has no business to look: a model

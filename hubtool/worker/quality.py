@@ -32,7 +32,7 @@ SOURCE, FLOOR = "source", "floor"
 AGREEMENT_FILE = "agreement.json"
 
 BUCKETS = 4
-"""Parts of the scored half of a window whose divergences are told apart."""
+"""Parts of the scored half of a window whose divergences are reported separately."""
 
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "config.json")
 """How names of files begin that a tokenizer may need."""

@@ -101,7 +101,7 @@ def _tell_device(task: AnyTask, reporter: Reporter) -> None:
     import mlx.core as mx
 
     if isinstance(task, CompareTask | CalibrateTask) or task.what in _TASKS:
-        import mlx_lm  # noqa: F401  # its own failure must come before the device is told
+        import mlx_lm  # noqa: F401  # its own failure must come before the device is reported
 
     recommended = mx.device_info().get("max_recommended_working_set_size")
     reporter.tell(Device(backend, int(recommended) if recommended and backend == "metal" else None))

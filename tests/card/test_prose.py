@@ -78,7 +78,7 @@ def test_prose_of_a_card_without_notes_stays_at_its_end() -> None:
 def test_prose_that_would_break_the_card_is_refused_with_its_line(card: str, found: str) -> None:
     with pytest.raises(OutputError) as refused:
         read_prose(card)
-    assert found in str(refused.value).replace("the publisher's prose cannot be told: ", "")
+    assert found in str(refused.value).replace("cannot separate your text from the generated card: ", "")
 
 
 @pytest.mark.parametrize(

@@ -361,7 +361,7 @@ def test_second_run_that_fetches_into_the_same_folder_is_refused(
         first.stdin.close()
     assert (second.code, second.stderr) == (
         1,
-        f"Error: {place}: another hubtool works on this folder: found process {first.pid}; "
+        f"Error: {place}: another hubtool is working in this folder: found process {first.pid}; "
         "wait until it ends, or stop it\n",
     )
     assert hubtool(*arguments).code == 0

@@ -150,7 +150,7 @@ def test_name_in_two_shards_is_refused(source: Path, assert_refused: Refusal) ->
         source / first,
         {name: tensor for name, tensor in tensors.items() if tensor.file == first} | {NORM: tensors[NORM]},
     )
-    assert_refused(source, f"{NORM}: stands in two shards: found {first} and {SHARD}, expected one; {AGAIN}")
+    assert_refused(source, f"{NORM}: is in two shards: found {first} and {SHARD}, expected one; {AGAIN}")
 
 
 def test_single_file_without_an_index_is_a_checkpoint(source: Path, hubtool: CommandLine) -> None:

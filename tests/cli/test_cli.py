@@ -177,7 +177,7 @@ def test_sample_is_written_by_its_command(hubtool: CommandLine, tmp_path: Path) 
     assert outcome.document == {"folder": str(tmp_path / "sample"), "size": "tiny", "seed": 0, "nbytes": files}
     again = hubtool("sample", tmp_path / "sample")
     assert again.code == 1
-    assert "the sample's folder is in the way" in again.stderr
+    assert "the folder for the sample is not empty" in again.stderr
 
 
 def test_interrupt_is_130_and_says_how_to_go_on(hubtool: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

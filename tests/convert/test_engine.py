@@ -305,7 +305,7 @@ def test_second_run_on_a_folder_is_refused_with_the_process_of_the_first(
         first.stdin.close()
     assert second.code == 1
     assert second.stderr == (
-        f"Error: {out}: another hubtool works on this folder: found process {first.pid}; "
+        f"Error: {out}: another hubtool is working in this folder: found process {first.pid}; "
         "wait until it ends, or stop it\n"
     )
     assert hubtool(*arguments).code == 0

@@ -377,8 +377,8 @@ def test_what_hubtool_did_not_publish_cannot_be_withdrawn(endpoint: HfApi, hubto
     [
         (("[[variant]]", "[[variants]]"), "variant"),
         (('recipe = "native"', 'recipe = "native"\nbits = 4'), "bits"),
-        (('repo = "someone/V4-{{recipe}}"', 'repo = "someone/V4"'), "a repo of its own each"),
-        (('repo = "someone/V4-{{recipe}}"', ""), "no name that the Hub allows"),
+        (('repo = "someone/V4-{{recipe}}"', 'repo = "someone/V4"'), "two variants publish to the same repo"),
+        (('repo = "someone/V4-{{recipe}}"', ""), "not a name that the Hub allows"),
         (('validate = ["integrity"]', 'validate = ["luck"]'), "luck"),
         (('out = "work"', "out = work"), "not TOML"),
         (("[collection]", '[card]\ntemplates = "none"\n[collection]'), "card.templates: no such folder"),
@@ -405,8 +405,8 @@ def test_release_file_that_cannot_be_meant_is_refused(change: tuple[str, str], s
 @pytest.mark.parametrize(
     ("notes", "found"),
     [
-        ("<script>x</script>", "notes, line 1: cannot stand in a card: found HTML that the Hub removes, <script>"),
-        ("Fine.\n\n```\nopen", "notes, line 3: cannot stand in a card: found a block of code that is not closed"),
+        ("<script>x</script>", "notes, line 1: not allowed in a card: found HTML that the Hub removes, <script>"),
+        ("Fine.\n\n```\nopen", "notes, line 3: not allowed in a card: found a block of code that is not closed"),
         ("Fine.\n<!-- /hubtool:prose -->\nMore.", "notes, line 2: .*found a comment that marks where prose stands"),
         ("<!-- hubtool:prose limits -->", "notes, line 1: .*found a comment that marks where prose stands"),
     ],

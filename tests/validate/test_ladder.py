@@ -420,7 +420,7 @@ def test_a_file_that_is_touched_while_a_rung_runs_leaves_it_without_a_verdict(fo
 def test_a_folder_that_another_process_holds_is_not_begun_with(folder: Path, hubtool: CommandLine) -> None:
     with held(folder / ".hubtool" / "lock", folder):
         done = hubtool("validate", folder, "--integrity")
-    assert (done.code, "another hubtool works on this folder" in done.stderr) == (1, True)
+    assert (done.code, "another hubtool is working in this folder" in done.stderr) == (1, True)
     assert not (folder / ".hubtool" / "integrity.json").exists()
 
 
