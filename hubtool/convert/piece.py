@@ -149,7 +149,9 @@ class PieceMaker:
         steps = [step for step, _ in work]
         outputs: list[tuple[Array, ...]] = [() for _ in steps]
         sums: list[ErrorSums | None] = [None for _ in steps]
-        checked = loaded.can_overflow or (loaded.scale is None and any(step.how == "quantize" for step in steps))
+        # Published BF16 was checked when it was read; all else can overflow on its way to it.
+        unchecked = loaded.scale is None and (isinstance(loaded, _Traced) or loaded.parameter.dtype != "BF16")
+        checked = loaded.can_overflow or (unchecked and any(step.how == "quantize" for step in steps))
         for start, stop in tiles(loaded.count, steps[0].columns):
             rows = slice(start, stop)
             values = loaded.values(rows) if isinstance(loaded, _Traced) else self._decode(loaded, rows)

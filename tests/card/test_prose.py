@@ -12,16 +12,19 @@ from hubtool.card.view import SECTIONS
 from hubtool.errors import OutputError
 from hubtool.record import Record
 
+ABSENT = {"siblings", "quality"}
+"""Sections that a record without siblings, and without a measured quality, has no place for."""
+
 PLAIN = st.text(st.characters(exclude_characters="\r<>`~", exclude_categories=["Cs"]), max_size=80)
 PROSE = st.lists(PLAIN, max_size=6).map(lambda lines: "".join(f"{line}\n" for line in lines))
 
 
 def test_every_section_has_a_place_for_prose(flash: Record) -> None:
     places = set(read_prose(render_card(flash)))
-    assert places == set(SECTIONS) - {"siblings"}
+    assert places == set(SECTIONS) - ABSENT
 
 
-@given(st.dictionaries(st.sampled_from([name for name in SECTIONS if name != "siblings"]), PROSE))
+@given(st.dictionaries(st.sampled_from([name for name in SECTIONS if name not in ABSENT]), PROSE))
 def test_prose_is_kept_to_the_byte(flash_once: Callable[[], Record], prose: dict[str, str]) -> None:
     card = render_card(flash_once(), prose=prose)
     read = read_prose(card)

@@ -124,7 +124,7 @@ def test_card_whose_push_is_answered_oddly_is_pushed_once(publisher: Publisher, 
 
 def test_card_that_the_hub_refuses_only_with_the_commit_is_told(publisher: Publisher) -> None:
     publisher.rehearsal.faults.add(Fault("validate", answer=Answer(400, "no such license today"), skip=1))
-    with pytest.raises(OutputError, match="README.md: the Hub refuses the card: found no such license today; mend"):
+    with pytest.raises(OutputError, match="README.md: the Hub refuses the card: found no such license today; correct"):
         publisher.publish()
     publisher.publish()
     assert_published_once(publisher)

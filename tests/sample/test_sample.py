@@ -338,7 +338,9 @@ def test_two_tensors_of_one_shape_differ(tiny: Path) -> None:
 
 def test_folder_with_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"in the way: found other files.*name another folder"):
+    with pytest.raises(
+        OutputError, match=r"the folder for the sample is not empty: found other files.*name another folder"
+    ):
         write_sample(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
