@@ -46,7 +46,16 @@ class TimeOuts:
 
     def __call__(self) -> httpx2.Client:
         """The stock client's own HTTP client, which otherwise waits for ever."""
-        client = default_client_factory()
+        _never_proxy_loopback()
+        try:
+            client = default_client_factory()
+        except ImportError as error:
+            raise HubError(
+                "a SOCKS proxy, whose library is not installed",
+                where="the environment: ALL_PROXY, HTTPS_PROXY or HTTP_PROXY",
+                found=str(error).partition(".")[0],
+                remedy="pip install socksio, or unset the variable",
+            ) from error
         client.timeout = httpx2.Timeout(self.read, connect=self.connect)
         client.event_hooks["request"] = [*client.event_hooks["request"], self._limit]
         client.event_hooks["response"] = [*client.event_hooks["response"], check_answer]
@@ -59,6 +68,16 @@ class TimeOuts:
 
 
 TIME_OUTS = TimeOuts()
+
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def _never_proxy_loopback() -> None:
+    """Let no client, and none of what it starts, ask a proxy for what is on this machine."""
+    for name in ("no_proxy", "NO_PROXY"):
+        known = [each.strip() for each in os.environ.get(name, "").split(",") if each.strip()]
+        os.environ[name] = ",".join([*known, *(host for host in _LOOPBACK if host not in known)])
 
 
 def make_api(

@@ -1,11 +1,15 @@
 """HF_ENDPOINT and HF_TOKEN as people set them: taken as they are meant, or refused at once, and never shown."""
 
 import re
+import sys
 
+import huggingface_hub
 import pytest
 
 from hubtool.errors import HubError, UsageError, redact
-from hubtool.hub.client import find_endpoint
+from hubtool.hub.client import find_endpoint, make_api
+from hubtool.hub.private import default_client_factory
+from hubtool.rehearsal import RehearsalHub
 from hubtool.rehearsal.faults import Answer, Fault
 from tests.fixtures import CommandLine, Outcome
 from tests.publisher import REPO, Publisher
@@ -149,3 +153,28 @@ def test_endpoint_with_a_password_is_refused_without_it(hubtool: CommandLine, mo
     for arguments in (["plan", "org/name", "--recipe", "native"], ["doctor"], ["inspect", "org/name", "--json"]):
         outcome = hubtool(*arguments)
         assert "secret" not in outcome.stdout + outcome.stderr
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
+def test_what_is_on_this_machine_is_asked_of_no_proxy(
+    variable: str, rehearsal: RehearsalHub, monkeypatch: pytest.MonkeyPatch, stock_client: None
+) -> None:
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    huggingface_hub.set_client_factory(default_client_factory)
+    api = make_api(rehearsal.endpoint, rehearsal.token)
+    assert api.whoami()["name"] == "rehearsal"
+
+
+def test_a_socks_proxy_without_its_library_is_named(
+    hubtool: CommandLine, monkeypatch: pytest.MonkeyPatch, stock_client: None
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    huggingface_hub.set_client_factory(default_client_factory)
+    refused = hubtool("verify", "org/name")
+    assert (refused.code, "a SOCKS proxy, whose library is not installed" in refused.stderr) == (1, True)
