@@ -23,9 +23,10 @@ from hubtool.sample import PUBLISHED, SIZES, write_architecture, write_sample
 @click.option(
     "--architecture",
     type=Choice(["deepseek_v4", *PUBLISHED]),
+    metavar="NAME",
     default="deepseek_v4",
     show_default=True,
-    help="What it is a checkpoint of.",
+    help=f"What it is a checkpoint of: deepseek_v4, {', '.join(PUBLISHED)}.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other weights for another seed.")
 @with_console

@@ -52,6 +52,7 @@ class Blobs:
         self._repo = repo
         self._revision = revision
         self._state = state
+        self._xet = xet.Access(hub, repo, revision)
         self._offered = False
 
     @property
@@ -62,7 +63,7 @@ class Blobs:
             HubError: The Hub gives no token for it for another reason.
         """
         if xet.is_xet_available() and not self._offered:
-            self._offered = xet.is_offered(self._hub, self._repo, self._revision)
+            self._offered = self._xet.is_offered()
             if not self._offered:
                 # The stock client looks there, and would try xet in its own way.
                 constants.HF_HUB_DISABLE_XET = True
@@ -117,7 +118,7 @@ class Blobs:
 
         def send() -> Blob:
             if self.by_xet:
-                return xet.send_file(self._hub, self._repo, self._revision, path, reach)
+                return xet.send_file(self._xet, path, reach)
             return self._send_by_lfs(name, path, sha256, reach)
 
         blob = self._hub.attempt(f"{self._repo}: {name}", send)
@@ -132,9 +133,7 @@ class Blobs:
         Raises:
             HubError: It did not get through.
         """
-        blob = self._hub.attempt(
-            f"{self._repo}: {name}", lambda: xet.send_stream(self._hub, self._repo, self._revision, chunks())
-        )
+        blob = self._hub.attempt(f"{self._repo}: {name}", lambda: xet.send_stream(self._xet, chunks()))
         self._state.add_blob(name, blob)
         return blob
 

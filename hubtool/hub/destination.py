@@ -11,7 +11,7 @@ from huggingface_hub.hf_api import ModelInfo
 
 from hubtool.errors import HubError, UsageError
 from hubtool.hub.client import HubFile, list_files
-from hubtool.hub.patience import NOT_FOUND, NOT_SHOWN, PatientHub, refused_status
+from hubtool.hub.patience import NOT_FOUND, PatientHub, refused_status
 from hubtool.hub.private import auth_headers, get_session, hf_raise_for_status
 from hubtool.hub.rules import REF_NAME
 from hubtool.hub.state import State
@@ -194,14 +194,14 @@ def check_rights(hub: PatientHub, to: Destination, place: Place, nbytes: int) ->
 
 
 def require_collection(hub: PatientHub, slug: str) -> None:
-    """Raise HubError if there is no such collection, or the token may not see it."""
+    """Raise HubError if there is no such collection."""
     try:
         hub.attempt(f"collection {slug}", lambda: hub.api.get_collection(slug))
     except HubError as error:
-        if refused_status(error) not in NOT_SHOWN:
+        if refused_status(error) != NOT_FOUND:
             raise
         remedy = "check the slug: the address of its page ends in it"
-        raise HubError("no such collection, or the token may not see it", where=slug, remedy=remedy) from error
+        raise HubError("no such collection", where=slug, remedy=remedy) from error
 
 
 def _check_write(hub: PatientHub, repo: str) -> None:

@@ -25,7 +25,7 @@ from hubtool.hub.private import (
 )
 from hubtool.hub.state import Blob
 
-__all__ = ["is_offered", "is_xet_available", "send_file", "send_stream"]
+__all__ = ["Access", "is_xet_available", "send_file", "send_stream"]
 
 _DENIED = re.compile(r"HTTP status client error \(40[123] ")
 """How hf_xet 1.8 words an answer with status 401, 402 or 403; it hands on nothing else of it."""
@@ -34,7 +34,50 @@ Reach = Callable[[int], None]
 """Takes how many bytes from the beginning the Hub has taken by now; called from any thread."""
 
 
-def send_file(hub: PatientHub, repo: str, revision: str, path: Path, reach: Reach) -> Blob:
+class Access:
+    """Access to the store of one repo's large contents.
+
+    Args:
+        hub: The Hub.
+        repo: `org/name`.
+        revision: The branch or pull request that they will be committed to.
+    """
+
+    def __init__(self, hub: PatientHub, repo: str, revision: str) -> None:
+        self.hub = hub
+        self._repo = repo
+        self.address = f"/api/models/{repo}/xet-write-token/{quote(revision, safe='')}"
+        self._token: Any = None
+
+    def is_offered(self) -> bool:
+        """Whether the Hub gives tokens for xet at all: older ones, and those of others, do not know the address.
+
+        Raises:
+            HubError: The Hub refused for another reason, or could not be reached.
+        """
+        try:
+            self._token = self._ask()
+        except HubError as error:
+            if refused_status(error) != NOT_FOUND:
+                raise
+            return False
+        return True
+
+    def take_token(self) -> Any:
+        """A token that was not used yet: the one that `is_offered` was given, or another.
+
+        Raises:
+            HubError: The Hub refused, or could not be reached.
+        """
+        token, self._token = self._token, None
+        return self._ask() if token is None else token
+
+    def _ask(self) -> Any:
+        # Asked here, where it is known what may be repeated: hf_xet repeats for minutes without a word.
+        return self.hub.ask("GET", self.address, self._repo)
+
+
+def send_file(access: Access, path: Path, reach: Reach) -> Blob:
     """What was sent of a file; the Hub has it when this returns.
 
     Raises:
@@ -43,14 +86,14 @@ def send_file(hub: PatientHub, repo: str, revision: str, path: Path, reach: Reac
     """
 
     def send() -> Blob:
-        with _upload(hub, repo, revision, reach) as upload:
+        with _upload(access, reach) as upload:
             handle = upload.start_upload_file(str(path), sha256=hf_xet().COMPUTE_SHA256)
         return _blob(handle.result())
 
     return _beside(send)
 
 
-def send_stream(hub: PatientHub, repo: str, revision: str, chunks: Iterable[bytes]) -> Blob:
+def send_stream(access: Access, chunks: Iterable[bytes]) -> Blob:
     """What was sent of a stream; the Hub has it when this returns. Memory is what hf_xet buffers, and one chunk.
 
     Raises:
@@ -59,7 +102,7 @@ def send_stream(hub: PatientHub, repo: str, revision: str, chunks: Iterable[byte
     """
 
     def send() -> Blob:
-        with _upload(hub, repo, revision, lambda done: None) as upload:
+        with _upload(access, lambda done: None) as upload:
             stream = upload.start_upload_stream(sha256=hf_xet().COMPUTE_SHA256)
             for chunk in chunks:
                 with _broken_off():
@@ -92,38 +135,18 @@ def _beside(send: Callable[[], Blob]) -> Blob:
         raise
 
 
-def is_offered(hub: PatientHub, repo: str, revision: str) -> bool:
-    """Whether a Hub gives tokens for xet at all: older ones, and those of others, do not know the address.
-
-    Raises:
-        HubError: The Hub refused for another reason, or could not be reached.
-    """
-    try:
-        hub.ask("GET", _token_address(repo, revision), repo)
-    except HubError as error:
-        if refused_status(error) != NOT_FOUND:
-            raise
-        return False
-    return True
-
-
-def _token_address(repo: str, revision: str) -> str:
-    return f"/api/models/{repo}/xet-write-token/{quote(revision, safe='')}"
-
-
 @contextmanager
-def _upload(hub: PatientHub, repo: str, revision: str, reach: Reach) -> Iterator[Any]:
+def _upload(access: Access, reach: Reach) -> Iterator[Any]:
     """An upload of hf_xet, which registers what was sent when the `with` ends without an error."""
-    address = _token_address(repo, revision)
-    # Asked here, where it is known what may be repeated: hf_xet repeats for minutes without a word.
-    token = hub.ask("GET", address, repo)
-    sent = dict(auth_headers(hub.api))
+    api = access.hub.api
+    token = access.take_token()
+    sent = dict(auth_headers(api))
     with _broken_off():
         upload = get_xet_session().new_upload_commit(
             endpoint=token["casUrl"],
             token=token["accessToken"],
             token_expiry_unix_secs=token["exp"],
-            token_refresh_url=f"{hub.api.endpoint}{address}",
+            token_refresh_url=f"{api.endpoint}{access.address}",
             token_refresh_headers=sent,
             custom_headers=xet_headers_without_auth(sent),
             progress_callback=lambda report, items: reach(report.total_bytes_completed),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
 import hubtool
 from hubtool.hub import private
@@ -24,6 +24,7 @@ def test_every_private_name_is_there() -> None:
 
 
 def test_a_name_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     monkeypatch.delattr(HfApi, "_build_hf_headers")
     monkeypatch.delattr(private.hf_xet(), "XetStreamUpload")
     gone = ["huggingface_hub:HfApi._build_hf_headers", "hf_xet:XetStreamUpload.write", "hf_xet:XetStreamUpload.finish"]

@@ -13,7 +13,8 @@ import pytest
 from huggingface_hub import HfApi
 
 from hubtool.checkpoint.open import open_source
-from hubtool.checkpoint.source import Source
+from hubtool.checkpoint.source import INDEX_FILE, Source
+from hubtool.checkpoint.tensors import TensorSpec, encode_header
 from hubtool.convert.convert import convert_sources
 from hubtool.convert.job import Effort, Job
 from hubtool.errors import HubError, VerificationError
@@ -30,7 +31,7 @@ from hubtool.release.folder import PATIENCE, Published
 from hubtool.release.publish import OpenRelease, publish
 from hubtool.release.release import Release, Variant
 from hubtool.units import GIB
-from tests.checkpoints import copied, file_bytes
+from tests.checkpoints import copied, edit_json, file_bytes
 from tests.fixtures import QUIET, CommandLine, Samples
 from tests.publisher import REPO, Publisher
 
@@ -199,15 +200,19 @@ def test_shard_whose_sending_broke_off_is_made_again(stream: Stream) -> None:
     assert not stream.publish().uploaded.changed
 
 
-LONG_FILE, LONG_NBYTES = "merges.txt", 24 * GIB
+LONG_FILE, LONG_NBYTES = "model-long.safetensors", 24 * GIB
 
 
 @pytest.fixture
 def long_source(sample: Samples, tmp_path: Path) -> Iterator[tuple[Source, Plan]]:
-    """A source whose hashing takes long: a file of it has no end, nearly."""
+    """A source whose hashing takes long: a shard of it, which the plan drops, has no end, nearly."""
     folder = copied(sample("mini"), tmp_path / "source")
+    spec = TensorSpec("mtp.9.long.weight", "I8", (1, LONG_NBYTES))
     with (folder / LONG_FILE).open("wb") as file:
-        file.truncate(LONG_NBYTES)
+        header = encode_header([spec], {})
+        file.write(header)
+        file.truncate(len(header) + LONG_NBYTES)
+    edit_json(folder / INDEX_FILE, lambda index: index["weight_map"].update({spec.name: LONG_FILE}))
     source = open_source(str(folder), "someone/DeepSeek-V4-sample")
     (plan,) = plan_source(source, ["mixed_3_6"])
     yield source, plan
