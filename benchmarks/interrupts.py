@@ -67,7 +67,7 @@ def main() -> int:
 
 def publish(name: str) -> list[str]:
     """The command line that publishes to a repo."""
-    return ["publish", "src", "--recipe", "mixed_3_6", "--to", f"{OWNER}/{name}", "--out", name]
+    return ["publish", "src", "--recipe", "mixed_3_6", "--validate", "none", "--to", f"{OWNER}/{name}", "--out", name]
 
 
 def command(hub: RehearsalHub, work: Path, way: str, arguments: list[str]) -> "subprocess.Popen[str]":

@@ -137,13 +137,20 @@ def describe_status(record: Record) -> Status:
     proofs = [item for item in tries if item.outcome == "passed" and item.kind == "measured"]
     rest = tuple(_sentence(_reason(item)) for item in tries if item not in proofs)
     if not proofs:
-        return Status(f"{_join(words)}, not generation-qualified", rest or ("Generation was not run.",))
+        failed = [GENERATION.get(item.check, "load") for item in evidence if _blocks(item)]
+        why = f" ({_join(list(dict.fromkeys(failed)))} failed)" if failed else ""
+        return Status(f"{_join(words)}, not generation-qualified{why}", rest or ("Generation was not run.",))
     for check in GENERATION:
         where = [describe_memory(item.machine.memory_nbytes) for item in proofs if item.check == check]
         if where:
             how = "generation-qualified" if check == "smoke" else "generation-qualified, streamed,"
             words.append(f"{how} on {_join(list(dict.fromkeys(where)))}")
     return Status(_join(words), rest)
+
+
+def _blocks(item: Evidence) -> bool:
+    """Whether it was measured that the files cannot be loaded, or do not generate."""
+    return item.outcome == "failed" and item.kind == "measured" and item.check in ("load", *GENERATION)
 
 
 def _failed_look(evidence: Sequence[Evidence]) -> Evidence | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from huggingface_hub import HfApi
@@ -51,6 +52,26 @@ IN_THE_FILE = frozenset(
 """Options for which a release has its own words; the others are about this run, or add to what its file says."""
 
 
+NONE = "none"
+
+
+class _Rungs(Choice):
+    """Rungs with commas between them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The same, each of them known."""
+        known = super().convert
+        return ",".join(known(each.strip(), param, ctx) for each in str(value).split(","))
+
+
+def _choose_rungs(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[Rung, ...] | None:
+    """The rungs of all values, none of them for `none`; None if nothing is chosen."""
+    names = [name for value in values for name in value.split(",")]
+    if NONE in names and set(names) != {NONE}:
+        raise click.BadParameter("none stands alone", context, parameter)
+    return tuple(rung for rung in RUNGS if rung in names) if names else None
+
+
 @click.command(
     "publish",
     epilog=examples(
@@ -74,7 +95,15 @@ IN_THE_FILE = frozenset(
 @download_options
 @effort_options
 @click.option("--notes", default="", help="Text for the notes of the card, where they are empty.")
-@click.option("--validate", "rungs", multiple=True, type=Choice(RUNGS), help="Must be passed first; may be repeated.")
+@click.option(
+    "--validate",
+    "rungs",
+    multiple=True,
+    type=_Rungs((*RUNGS, NONE)),
+    callback=_choose_rungs,
+    help="To pass first, or none.  [default: all that memory allows]",
+)
+@click.option("--allow-failed", is_flag=True, help="Publish what failed to validate; its card says so.")
 @click.option("--stream", is_flag=True, help="Send each shard while it is made: none ever lies on this disk.")
 @dry_run_option
 @yes_option
@@ -99,7 +128,8 @@ def command(
     disk_limit: int | None,
     keep_source: bool,
     notes: str,
-    rungs: tuple[Rung, ...],
+    rungs: tuple[Rung, ...] | None,
+    allow_failed: bool,
     stream: bool,
     dry_run: bool,
     yes: bool,
@@ -117,6 +147,7 @@ def command(
     several = source.endswith(RELEASE_SUFFIX)
     if several:
         release = _load(Path(source), rungs, sign_key, wording, stream=stream)
+        release = replace(release, allow_failed=allow_failed)
     else:
         if (recipe is None and request is None) or to is None:
             remedy = "give both, or a release in a .toml file"
@@ -133,6 +164,7 @@ def command(
             keep_source=keep_source,
             whole=False,
             validate=rungs,
+            allow_failed=allow_failed,
             wording=wording,
             statistics=statistics,
             fit=request,
@@ -151,7 +183,9 @@ def command(
                 _answer(console, publish.publish(api, opened, effort, console), data, several=several)
 
 
-def _load(path: Path, rungs: tuple[Rung, ...], sign_key: Path | None, wording: Wording, *, stream: bool) -> Release:
+def _load(
+    path: Path, rungs: tuple[Rung, ...] | None, sign_key: Path | None, wording: Wording, *, stream: bool
+) -> Release:
     """The release of a file, with what the options of this run add to it.
 
     Raises:
@@ -178,11 +212,18 @@ def _load(path: Path, rungs: tuple[Rung, ...], sign_key: Path | None, wording: W
     release = release.sent(**{name: True for name, value in allowed.items() if value})
     return replace(
         release,
-        validate=tuple(dict.fromkeys([*release.validate, *rungs])),
+        validate=_together(release.validate, rungs),
         stream=release.stream or stream,
         sign_key=sign_key or release.sign_key,
         wording=replace(release.wording, may_replace=wording.may_replace),
     )
+
+
+def _together(filed: tuple[Rung, ...] | None, rungs: tuple[Rung, ...] | None) -> tuple[Rung, ...] | None:
+    """What a file and the options of a run ask for, or the run's `none`."""
+    if not rungs:
+        return filed if rungs is None else ()
+    return tuple(dict.fromkeys([*(filed or ()), *rungs]))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ keep_source = false                             # whether what was fetched of it
 private = true                                  # of repos that have to be made
 public_after_verify = false
 tag = "v1.0"                                    # of every variant; by default from each record
-validate = ["integrity"]                        # rungs that have to be passed before anything is published
+validate = ["integrity"]                        # rungs to pass first, or "none"; without: all that memory allows
 pull_request = false                            # propose to the repos instead of committing to them
 stream = false                                  # send each shard while it is made, so that none lies on this disk
 sign = "release.key"                            # a private key (PEM) beside this file
@@ -38,7 +38,7 @@ repo = "someone/DeepSeek-V4-Flash-original"
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -102,7 +102,7 @@ class _File(_Strict, frozen=True):
     public_after_verify: bool = False
     revision: str = "main"
     tag: str | None = None
-    validate: tuple[Rung, ...] = ()
+    validate: tuple[Rung, ...] | Literal["none"] | None = None
     pull_request: bool = False
     stream: bool = False
     sign: str | None = None
@@ -142,7 +142,7 @@ def load_release(path: Path) -> Release:
         disk_limit=_parse_limit(file.disk_limit, path),
         keep_source=file.keep_source,
         variants=variants,
-        validate=file.validate,
+        validate=() if file.validate == "none" else file.validate,
         quality=_quality(file.quality, beside),
         collection=Collection(file.collection.slug, file.collection.title, file.collection.description),
         wording=wording,

@@ -57,6 +57,15 @@ from hubtool.validate.measure import measure_folders
 from hubtool.validate.quality import Measure
 from hubtool.validate.text import TEXTS_DIR, open_text
 
+BY_DEFAULT: tuple[Rung, ...] = ("integrity", "load", "smoke")
+"""The rungs that are run unless others are chosen; a streamed generation where there is no memory for the last."""
+
+FEW_TOKENS = 2
+"""Of such a streamed generation, which reads all weights for each: the second comes out of the first one's cache."""
+
+_UNDECIDED = {"refused_preflight", "aborted_by_guard"}
+"""Outcomes that say something of the machine, not of the files."""
+
 
 @dataclass(frozen=True)
 class DryRun:
@@ -161,7 +170,7 @@ def publish(
     with open_folders(opened.source, opened.jobs, effort, watch, streamed=release.stream) as folders:
         ready = _make(hub, opened, folders, found, watch)
         for job, each in zip(opened.jobs, ready, strict=True):
-            each.converted = _validated(each.converted, release.validate, opened.watch(watch, job))
+            each.converted = _validated(each.converted, release, opened.watch(watch, job))
         _measure(release, ready, watch)
         published = []
         for (job, variant), each in zip(opened.pairs, ready, strict=True):
@@ -239,22 +248,39 @@ def _sibling(plan: Plan, variant: Variant) -> SiblingRecord:
     )
 
 
-def _validated(converted: Converted, wanted: Sequence[Rung], watch: Watch) -> Converted:
-    """A finished folder that has passed these rungs; each one's evidence is written when it is there.
+def _validated(converted: Converted, release: Release, watch: Watch) -> Converted:
+    """A finished folder that was validated; each rung's evidence is written when it is there.
 
     Raises:
-        VerificationError: A rung was not passed.
+        VerificationError: A rung failed; or one that is asked for by name was not passed.
     """
+    if release.stream:
+        return converted
+    if release.validate is not None:
+        return _climbed(converted, release.validate, release, Request(Limits(default_limit())), watch)
+    converted = _climbed(converted, BY_DEFAULT, release, Request(Limits(default_limit())), watch)
+    if any(each.check == "smoke" and each.outcome in _UNDECIDED for each in _measured(converted.record)):
+        request = Request(Limits(default_limit()), tokens=FEW_TOKENS)
+        converted = _climbed(converted, ("smoke-streamed",), release, request, watch)
+    return converted
+
+
+def _climbed(
+    converted: Converted, wanted: Sequence[Rung], release: Release, request: Request, watch: Watch
+) -> Converted:
+    """A finished folder with the evidence of these rungs; VerificationError if one does not let it be published."""
     folder, record = converted.folder, converted.record
-    missing = _missing_rungs(record, wanted)
+    missing = _missing_rungs(record, wanted, release)
     if not missing:
         return converted
     found = []
-    for evidence in climb(folder, record, Request(Limits(default_limit()), frozenset(missing)), watch):
+    for evidence in climb(folder, record, replace(request, named=frozenset(missing)), watch):
         record = msgspec.structs.replace(record, evidence=(*record.evidence, evidence))
         write_documents_of(folder, record)
         found.append(evidence)
-    _require_passed(folder, [each for each in found if each.check in missing])
+    if not release.allow_failed:
+        named = release.validate or ()
+        _require_passed(folder, [each for each in found if each.outcome == "failed" or each.check in named])
     return replace(converted, record=record)
 
 
@@ -287,19 +313,29 @@ def _add(folder: Path, evidence: Sequence[Evidence]) -> None:
     write_documents_of(folder, msgspec.structs.replace(record, evidence=(*record.evidence, *evidence)))
 
 
-def _missing_rungs(record: Record, wanted: Sequence[Rung]) -> Sequence[Rung]:
-    """The rungs of which nobody measured that these very files pass them."""
-    evidence = current_evidence(record)
-    passed = {each.check for each in evidence if (each.kind, each.outcome) == ("measured", "passed")}
-    return [rung for rung in wanted if rung not in passed]
+def _measured(record: Record) -> Sequence[Evidence]:
+    """What is known of the files as they are that was not only stated."""
+    return [each for each in current_evidence(record) if each.kind == "measured"]
+
+
+def _missing_rungs(record: Record, wanted: Sequence[Rung], release: Release) -> Sequence[Rung]:
+    """The rungs for which the record has no outcome yet, of these very files, that the release accepts."""
+    settled = {"passed"}
+    if release.allow_failed:
+        settled |= {"failed", "not_run", *_UNDECIDED}
+    elif release.validate is None:
+        settled |= _UNDECIDED
+    known = {each.check for each in _measured(record) if each.outcome in settled}
+    return [rung for rung in wanted if rung not in known]
 
 
 def _require_passed(folder: Path, evidence: Sequence[Evidence]) -> None:
     failed = [each for each in evidence if each.outcome != "passed"]
     if failed:
         raise VerificationError(
-            "a validation that the release asks for was not passed",
+            "a validation was not passed; nothing is sent, and everything is kept",
             where=folder,
             found="; ".join(f"{each.check}: {each.outcome}, {each.detail}" for each in failed),
-            remedy="see why, or take the rung out of `validate`",
+            remedy="mend what it names and publish again; or choose others with `--validate RUNGS|none`, or publish it "
+            "with the failure on its card by `--allow-failed`",
         )

@@ -59,7 +59,9 @@ class Release:
         disk_limit: Most bytes of a source on the Hub that lie on the disk at once.
         keep_source: Whether what was fetched of it stays.
         whole: Whether these are all variants there are: then each card names exactly the others.
-        validate: Rungs that have to be passed before anything is published.
+        validate: Rungs that have to be passed before anything is published; None for all that the machine's memory
+            allows, of which none may fail (of a streamed release none is run).
+        allow_failed: Whether what did not pass is published all the same; its card says so.
         quality: What the variants' predictions are measured on, None if they are not.
         collection: Where to collect the repos.
         wording: How the cards are worded, but for their notes.
@@ -79,7 +81,8 @@ class Release:
     disk_limit: int | None = None
     keep_source: bool = False
     whole: bool = True
-    validate: tuple[Rung, ...] = ()
+    validate: tuple[Rung, ...] | None = None
+    allow_failed: bool = False
     quality: QualityOf | None = None
     collection: Collection = Collection()
     wording: Wording = PLAIN

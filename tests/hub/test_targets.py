@@ -250,7 +250,19 @@ def test_repo_that_may_not_be_made_is_refused_before_anything_is_converted(
     publisher.rehearsal.accounts.add_user("bob")
     publisher.rehearsal.accounts.add_org("lab", {"ann": role} if role else {})
     to = f"{namespace}/V4"
-    arguments = ("publish", sample("mini"), "--recipe", "native", "--to", to, "--out", tmp_path / "out", *option)
+    arguments = (
+        "publish",
+        sample("mini"),
+        "--recipe",
+        "native",
+        "--validate",
+        "none",
+        "--to",
+        to,
+        "--out",
+        tmp_path / "out",
+        *option,
+    )
     outcome = hubtool(*arguments)
     assert (outcome.code, f"{to}: no such repo" in outcome.stderr) == (1, True), outcome.stderr
     assert publisher.rehearsal.faults.calls["create"] == 0
@@ -316,7 +328,7 @@ def test_publish_foretells_before_anything_is_converted(
     publisher: Publisher, endpoint: None, sample: Samples, hubtool: CommandLine, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    arguments = ("publish", sample("mini"), "--recipe", "native", "--to", REPO, "--out", out)
+    arguments = ("publish", sample("mini"), "--recipe", "native", "--validate", "none", "--to", REPO, "--out", out)
     told = hubtool(*arguments, "--dry-run", "--json")
     assert (told.code, told.document["converted"], told.document["exists"]) == (0, False, False), told.stderr
     assert {"model-00001-of-00001.safetensors", "tokenizer.json", "README.md"} <= set(told.document["send"])
@@ -342,7 +354,18 @@ def test_publish_proposes_to_a_repo_of_someone_else(
 ) -> None:
     publisher.api.create_repo(REPO, private=False)
     monkeypatch.setenv("HF_TOKEN", str(ann(publisher).token))
-    arguments = ("publish", sample("mini"), "--recipe", "native", "--to", REPO, "--out", tmp_path / "out")
+    arguments = (
+        "publish",
+        sample("mini"),
+        "--recipe",
+        "native",
+        "--validate",
+        "none",
+        "--to",
+        REPO,
+        "--out",
+        tmp_path / "out",
+    )
     refused = hubtool(*arguments)
     assert (refused.code, "take a token that has this right" in refused.stderr) == (1, True)
     assert not (tmp_path / "out").exists(), "nothing is converted that could not be published"

@@ -232,7 +232,12 @@ def test_withdrawn_repo_says_so_and_keeps_everything(
     endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert hubtool("publish", sample("mini"), "--recipe", "native", "--to", REPOS[1], "--out", out).code == 0
+    assert (
+        hubtool(
+            "publish", sample("mini"), "--recipe", "native", "--validate", "none", "--to", REPOS[1], "--out", out
+        ).code
+        == 0
+    )
     before = set(endpoint.list_repo_files(REPOS[1]))
     new = ("--new-version", REPOS[0])
     missed = hubtool("withdraw", REPOS[1], "--reason", "Wrong.", *new, "--dry-run")
@@ -256,7 +261,12 @@ def test_a_reason_that_tells_of_the_publishers_machine_is_not_published(
     endpoint: HfApi, sample: Samples, hubtool: CommandLine, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert hubtool("publish", sample("mini"), "--recipe", "native", "--to", REPOS[1], "--out", out).code == 0
+    assert (
+        hubtool(
+            "publish", sample("mini"), "--recipe", "native", "--validate", "none", "--to", REPOS[1], "--out", out
+        ).code
+        == 0
+    )
     head = endpoint.model_info(REPOS[1]).sha
     refused = hubtool("withdraw", REPOS[1], "--reason", "See /home/annabell/why.txt")
     assert refused.code == 1
@@ -269,7 +279,7 @@ def test_publishing_again_does_not_take_a_withdrawal_back(
 ) -> None:
     def publish(*more: object) -> Outcome:
         recipe = ("--recipe", "native", "--to", REPOS[1], "--out", tmp_path / "out")
-        return hubtool("publish", sample("mini"), *recipe, *more)
+        return hubtool("publish", sample("mini"), "--validate", "none", *recipe, *more)
 
     assert publish().code == 0
     assert hubtool("withdraw", REPOS[1], "--reason", "Layer 3 was wrong.").code == 0
@@ -279,7 +289,18 @@ def test_publishing_again_does_not_take_a_withdrawal_back(
         assert (again.code, "found withdrawn on 20" in again.stderr) == (1, True), again.stderr
         assert "Layer 3 was wrong." in again.stderr
     assert endpoint.model_info(REPOS[1]).sha == withdrawn
-    other = ("publish", sample("mini"), "--recipe", "bf16", "--to", REPOS[1], "--out", tmp_path / "other")
+    other = (
+        "publish",
+        sample("mini"),
+        "--recipe",
+        "bf16",
+        "--validate",
+        "none",
+        "--to",
+        REPOS[1],
+        "--out",
+        tmp_path / "other",
+    )
     assert hubtool(*other).code == 1
     assert hubtool(*other, "--replace").code == 0, "other weights are published over it"
 
@@ -306,7 +327,12 @@ def test_dry_runs_of_small_commits_tell_what_they_would_change(
     endpoint: HfApi, rehearsal: RehearsalHub, sample: Samples, hubtool: CommandLine, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert hubtool("publish", sample("mini"), "--recipe", "native", "--to", REPOS[1], "--out", out).code == 0
+    assert (
+        hubtool(
+            "publish", sample("mini"), "--recipe", "native", "--validate", "none", "--to", REPOS[1], "--out", out
+        ).code
+        == 0
+    )
     head = endpoint.model_info(REPOS[1]).sha
     told = hubtool("withdraw", REPOS[1], "--reason", "Wrong.", "--dry-run", "--json")
     assert (told.code, told.document["commit"], told.document["dry_run"]) == (0, head, True), told.stderr
@@ -330,7 +356,7 @@ def test_dry_run_of_a_withdrawal_notices_a_token_that_may_not_write(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = ("--recipe", "native", "--to", REPOS[1], "--public", "--out", tmp_path / "out")
-    assert hubtool("publish", sample("mini"), *arguments).code == 0
+    assert hubtool("publish", sample("mini"), "--validate", "none", *arguments).code == 0
     rehearsal.accounts.add_user("ann")
     monkeypatch.setenv("HF_TOKEN", rehearsal.accounts.add_token("ann", "write"))
     refused = hubtool("withdraw", REPOS[1], "--reason", "Wrong.", "--dry-run")
