@@ -13,7 +13,11 @@ from hubtool.rehearsal.faults import Answer, Fault, Faults
 from tests.checkpoint.repo import REPO
 from tests.fixtures import CommandLine
 
-pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.usefixtures("client")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+    pytest.mark.usefixtures("client"),
+    pytest.mark.slow,
+]
 
 ODD = {
     "page": Answer(200, body="<html>Sign in to the network</html>"),

@@ -24,7 +24,11 @@ from tests.checkpoints import file_bytes
 from tests.fixtures import CommandLine
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
-pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.usefixtures("client")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+    pytest.mark.usefixtures("client"),
+    pytest.mark.slow,
+]
 
 # Shards on their way
 

@@ -26,7 +26,11 @@ from tests.convert.passes import convert
 from tests.fixtures import CommandLine, Conversions, convert_source
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
-pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.usefixtures("client")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+    pytest.mark.usefixtures("client"),
+    pytest.mark.slow,
+]
 
 # What a source is
 

@@ -28,6 +28,8 @@ from tests.convert.passes import convert
 from tests.faults import Disk, PowerCut
 from tests.fixtures import Samples
 
+pytestmark = pytest.mark.slow
+
 JOBS = 2
 
 

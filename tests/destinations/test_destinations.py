@@ -19,7 +19,7 @@ from tests.checkpoints import copied
 from tests.fixtures import CommandLine, Conversions, Outcome
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.slow]
 
 REPO = "rehearsal/A"
 GATED = "extra_gated_prompt: You agree.\nextra_gated_fields:\n  Company: text\n"

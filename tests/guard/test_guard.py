@@ -17,6 +17,8 @@ from hubtool.guard.guard import GuardReport, Limits, run_guarded
 from hubtool.guard.memory import Meter, Pressure, capacity
 from hubtool.units import MB
 
+pytestmark = pytest.mark.slow
+
 HOG = Path(__file__).with_name("hog.py")
 
 LIMIT = 100 * MB

@@ -39,7 +39,7 @@ from hubtool.rehearsal.faults import (
 from tests.publisher import PATHS, REPO, Publisher
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.slow]
 
 PUBLISHED = ["Publish mixed_3_6 with hubtool"]
 

@@ -21,7 +21,7 @@ from tests.fixtures import CommandLine, Samples
 from tests.publisher import PATHS, REPO, Publisher
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.slow]
 
 PR = Destination(REPO, pull_request=True)
 IN_COLLECTION = Destination(REPO, collection="someone/v4-0123456789ab")

@@ -26,7 +26,7 @@ from tests.fixtures import Counting
 from tests.publisher import REPO, Contents, Publisher, Reader
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.slow]
 
 
 def look(publisher: Publisher, to: Destination | None = None) -> UploadPlan:

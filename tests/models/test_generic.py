@@ -22,6 +22,8 @@ from hubtool.sample import PUBLISHED, write_architecture
 from tests.checkpoints import edit_json
 from tests.fixtures import CommandLine, Samples, convert_source
 
+pytestmark = pytest.mark.slow
+
 Published = Callable[[str], Path]
 
 

@@ -24,7 +24,7 @@ from hubtool.rehearsal.faults import (
 from tests.rehearsal.content import REPO, additions, shard
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

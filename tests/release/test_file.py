@@ -18,7 +18,7 @@ from tests.checkpoints import edit_json
 from tests.fixtures import CommandLine, Outcome, Samples
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.slow]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 REPOS = ("someone/V4-mixed_3_6", "someone/V4-native")

@@ -11,7 +11,7 @@ from hubtool.rehearsal import RehearsalHub
 from tests.fixtures import CommandLine, Outcome, Samples
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.slow]
 
 REPO = "rehearsal/V4"
 GATE = "extra_gated_prompt: You agree.\nthumbnail: a.png\nmodel-index:\n- name: x\n  results: []\n"

@@ -17,7 +17,7 @@ from hubtool.rehearsal.faults import OTHER
 from tests.fixtures import CommandLine, Outcome, Samples
 
 # huggingface_hub 2.4 itself hands files to its HTTP client in the way that client warns about.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"), pytest.mark.slow]
 
 REPO = "someone/V4-native"
 MOST_REQUESTS = 14

@@ -24,6 +24,8 @@ from tests.runtime.conftest import Models
 from tests.runtime.random_checkpoint import random_config, random_tokens
 from tests.runtime.test_exact import SAME, difference
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (150, 37, 281)
 """Of the sequences in a batch: each in another phase of every window, one shorter than a heavily compressed one."""
 

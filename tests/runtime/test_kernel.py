@@ -19,6 +19,8 @@ from tests.runtime.conftest import Goldens, Models, load_random
 from tests.runtime.random_checkpoint import random_config
 from tests.runtime.test_exact import SAME, difference
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 #include <barrier>
 #include <cmath>

@@ -18,6 +18,8 @@ from tests.runtime.conftest import Goldens, load_random
 from tests.runtime.random_checkpoint import random_config
 from tests.runtime.test_exact import EXACT, SAME, difference
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[[Model, pytest.MonkeyPatch], None]
 MISTAKES: dict[str, Make] = {}
 TOKENS = 300

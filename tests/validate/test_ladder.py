@@ -31,6 +31,8 @@ from hubtool.validate.ladder import Request, validate
 from tests.checkpoints import Tensor, copied, edit_json, edit_tensors
 from tests.fixtures import CommandLine, Conversions, convert_source
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 3
 
 SHARD = "model-00001-of-00001.safetensors"

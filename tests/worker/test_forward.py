@@ -18,6 +18,8 @@ from hubtool.worker.layers import LayerRun, Reader, State
 from hubtool.worker.open import open_finished, open_published
 from tests.fixtures import Conversions
 
+pytestmark = pytest.mark.slow
+
 WINDOWS = np.random.default_rng(0).integers(0, 1536, (3, 48)).astype(np.int32)
 PLENTY = 1 << 30
 
