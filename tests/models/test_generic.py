@@ -211,6 +211,12 @@ def test_source_of_another_quantization_is_refused_by_name(name: str, published:
         _plan(folder, "bf16")
 
 
+def test_layers_that_mlx_lm_does_not_have_are_refused_while_planning() -> None:
+    config = {"model_type": "deepseek_v41", "architectures": ["DeepseekV41ForCausalLM"], "engram_layer_ids": [1, 15]}
+    with pytest.raises(SourceError, match=r"does not take this configuration.*Layers \[1, 15\] use engram memory"):
+        read_model(config, {})
+
+
 def test_missing_and_unknown_tensors_are_named(published: Published) -> None:
     source = LocalSource(published("llama"))
     specs = {name: tensor.spec for name, tensor in source.tensors.items()}
