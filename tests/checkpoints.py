@@ -58,7 +58,9 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """The folder of a JSON file that `change` has changed in place."""
     document = json.loads(path.read_bytes())
     change(document)
-    path.write_text(json.dumps(document))
+    beside = path.with_name(f".{path.name}.edited")  # a thread that reads it finds the old one or the new
+    beside.write_text(json.dumps(document))
+    beside.replace(path)
     return path.parent
 
 

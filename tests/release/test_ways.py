@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
 from hubtool.rehearsal import RehearsalHub
 from hubtool.rehearsal.faults import OTHER
@@ -26,7 +26,8 @@ MOST_REQUESTS_AGAIN = 9
 
 @pytest.fixture
 def endpoint(rehearsal: RehearsalHub, monkeypatch: pytest.MonkeyPatch) -> RehearsalHub:
-    """A rehearsal Hub as the one that the environment names."""
+    """A rehearsal Hub as the one that the environment names, by the client's own way."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     monkeypatch.setenv("HF_ENDPOINT", rehearsal.endpoint)
     monkeypatch.setenv("HF_TOKEN", rehearsal.token)
     return rehearsal
