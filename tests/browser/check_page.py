@@ -19,7 +19,7 @@ from typing import Any
 
 from hubtool.card import render_card
 from hubtool.card.pictures import draw
-from hubtool.card.view import PICTURES
+from hubtool.record import ASSETS_PREFIX
 from hubtool.release.preview import beside, write_preview
 from hubtool.sample import FLASH
 from tests.card.records import OUTCOMES, REPO, SEED_NOTES, full_size_record, with_evidence, with_layer_errors
@@ -78,10 +78,11 @@ def make_page(out: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         record = full_size_record(write_sparse_checkpoint(Path(folder) / "flash", FLASH))
     record = with_evidence(with_layer_errors(record), *OUTCOMES["streamed"], *OUTCOMES["aborted"])
-    for name, picture in draw(record).items():
+    pictures = draw(record)
+    for name, picture in pictures.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_bytes(picture)
-    card = render_card(record, prose={"notes": SEED_NOTES}, assets=tuple(PICTURES))
+    card = render_card(record, prose={"notes": SEED_NOTES}, assets=tuple(pictures))
     (out / "README.md").write_text(card)
     made = write_preview(REPO, card, beside(out))
     return made.replace(out / "page.html")
@@ -98,7 +99,7 @@ def look(chromium: str, page: Path, picture: Path, width: int, scheme: str) -> l
     problems += [f"{where}: picture does not load: {alt}" for alt in report["broken"]]
     if report["scrollWidth"] > report["width"]:
         problems.append(f"{where}: the page is {report['scrollWidth']} px wide")
-    if report["pictures"] != len(PICTURES) or not report["tables"]:
+    if report["pictures"] != len(list(page.parent.glob(f"{ASSETS_PREFIX}*.png"))) or not report["tables"]:
         problems.append(f"{where}: {report['pictures']} pictures, {report['tables']} tables")
     if report["dark"] != (scheme == "dark"):
         problems.append(f"{where}: the scheme is not taken: {report['background']}")
