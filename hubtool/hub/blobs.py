@@ -62,13 +62,14 @@ class Blobs:
         Raises:
             HubError: The Hub gives no token for it for another reason.
         """
-        if xet.is_xet_available() and not self._offered:
+        if self._hub.lacks_xet or not xet.is_xet_available():
+            return False
+        if not self._offered:
             self._offered = self._xet.is_offered()
             if not self._offered:
-                # The stock client looks there, and would try xet in its own way.
-                constants.HF_HUB_DISABLE_XET = True
+                self._hub.lacks_xet = True
                 self._hub.say(f"{redact(self._hub.api.endpoint)} has no xet: large files go by LFS")
-        return xet.is_xet_available()
+        return self._offered
 
     def held(self) -> Mapping[str, Blob]:
         """What earlier runs have sent and the Hub still has, by file name; nothing if it cannot be asked."""
@@ -141,9 +142,20 @@ class Blobs:
         addition = _WatchedAddition(name, path, reach)
         found = addition.upload_info.sha256.hex()
         require_unchanged(path, sha256, found)  # known before the first byte is sent
-        with _lfs_failures():
+        with _lfs_failures(), _without_xet():
             self._hub.api.preupload_lfs_files(self._repo, [addition], revision=self._revision, free_memory=False)
         return Blob(found, addition.upload_info.size)
+
+
+@contextmanager
+def _without_xet() -> Iterator[None]:
+    """The stock client sends by LFS for the time of a `with`: it decides by this constant, for the whole process."""
+    before = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
 
 
 def choose_large(hub: PatientHub, repo: str, revision: str, infos: Mapping[str, UploadInfo]) -> frozenset[str]:

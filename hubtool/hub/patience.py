@@ -133,11 +133,13 @@ class PatientHub:
         api: The Hub.
         patience: How long a failure is borne.
         say: Told of every wait.
+        lacks_xet: Whether it was found to give no tokens for xet.
     """
 
     api: HfApi
     patience: Patience = Patience()
     say: Callable[[str], None] = ignore
+    lacks_xet: bool = field(default=False, init=False)
     _answered: bool = field(default=False, init=False)
     _me: Mapping[str, Any] | None = field(default=None, init=False)
 
