@@ -95,6 +95,20 @@ def _config(architecture: str, model_type: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def _experts_after_the_first(
+    prefix: str, layer: int, linears: Callable[[str, Mapping[str, tuple[int, int]]], Iterator[TensorSpec]]
+) -> Iterator[TensorSpec]:
+    """The feed-forward part of a layer as DeepSeek-V3 and GLM-4 lay it out: dense in the first, else experts."""
+    if layer == 0:
+        yield from linears(prefix, _mlp_sides(INNER))
+        return
+    yield _bf16(f"{prefix}.gate.weight", EXPERTS, HIDDEN)
+    yield TensorSpec(f"{prefix}.gate.e_score_correction_bias", "F32", (EXPERTS,))
+    for expert in range(EXPERTS):
+        yield from linears(f"{prefix}.experts.{expert}", _mlp_sides(EXPERT_INNER))
+    yield from linears(f"{prefix}.shared_experts", _mlp_sides(EXPERT_INNER))
+
+
 def _llama() -> Published:
     def layers() -> Iterator[TensorSpec]:
         for layer in range(LAYERS):
@@ -153,14 +167,7 @@ def _deepseek_v3() -> Published:
         yield from _fp8(f"{prefix}.self_attn", attention)
         yield _bf16(f"{prefix}.self_attn.q_a_layernorm.weight", rank)
         yield _bf16(f"{prefix}.self_attn.kv_a_layernorm.weight", kv_rank)
-        if layer == 0:
-            yield from _fp8(f"{prefix}.mlp", _mlp_sides(INNER))
-        else:
-            yield _bf16(f"{prefix}.mlp.gate.weight", EXPERTS, HIDDEN)
-            yield TensorSpec(f"{prefix}.mlp.gate.e_score_correction_bias", "F32", (EXPERTS,))
-            for expert in range(EXPERTS):
-                yield from _fp8(f"{prefix}.mlp.experts.{expert}", _mlp_sides(EXPERT_INNER))
-            yield from _fp8(f"{prefix}.mlp.shared_experts", _mlp_sides(EXPERT_INNER))
+        yield from _experts_after_the_first(f"{prefix}.mlp", layer, _fp8)
         yield from _norms(prefix)
 
     def tensors() -> Iterator[TensorSpec]:
@@ -249,14 +256,7 @@ def _glm4_moe() -> Published:
         yield from _linears(f"{prefix}.self_attn", {k: v for k, v in _ATTENTION.items() if k != "o_proj"}, bias=True)
         yield from _linears(f"{prefix}.self_attn", {"o_proj": _ATTENTION["o_proj"]})
         yield from _query_key_norms(f"{prefix}.self_attn")
-        if layer == 0:
-            yield from _linears(f"{prefix}.mlp", _mlp_sides(INNER))
-        else:
-            yield _bf16(f"{prefix}.mlp.gate.weight", EXPERTS, HIDDEN)
-            yield TensorSpec(f"{prefix}.mlp.gate.e_score_correction_bias", "F32", (EXPERTS,))
-            for expert in range(EXPERTS):
-                yield from _linears(f"{prefix}.mlp.experts.{expert}", _mlp_sides(EXPERT_INNER))
-            yield from _linears(f"{prefix}.mlp.shared_experts", _mlp_sides(EXPERT_INNER))
+        yield from _experts_after_the_first(f"{prefix}.mlp", layer, _linears)
         yield from _norms(prefix)
 
     def tensors() -> Iterator[TensorSpec]:
