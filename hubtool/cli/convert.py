@@ -2,11 +2,12 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from hubtool import units
+from hubtool.checkpoint.open import open_source
 from hubtool.cli.console import Console
 from hubtool.cli.options import (
     FOLDER,
@@ -19,12 +20,10 @@ from hubtool.cli.options import (
     source_argument,
     with_console,
 )
+from hubtool.convert.convert import Converted, convert_sources
+from hubtool.convert.job import Effort, Job
 from hubtool.errors import UsageError
 from hubtool.plan.budget import Request, plan_all, require_choice
-
-if TYPE_CHECKING:
-    from hubtool.convert.convert import Converted
-    from hubtool.convert.job import Effort
 
 
 @click.command(
@@ -61,10 +60,6 @@ def command(
 
     Run it again after any interruption, and it goes on where it stopped.
     """
-    from hubtool.checkpoint.open import open_source
-    from hubtool.convert.convert import convert_sources
-    from hubtool.convert.job import Job
-
     require_choice(recipes, request)
     if (out is None) == (out_root is None) or (out and len(recipes) > 1):
         raise UsageError("needs --out for one recipe, or --out-root for several", found=f"{len(recipes)} recipes")

@@ -8,6 +8,8 @@ import msgspec
 from hubtool.cli.console import Console, table
 from hubtool.cli.destination import open_hub
 from hubtool.cli.options import examples, with_console
+from hubtool.release.file import load_release
+from hubtool.release.status import release_status
 
 
 @click.command("status", epilog=examples("hubtool status release.toml", "hubtool status release.toml --json"))
@@ -18,9 +20,6 @@ def command(console: Console, release: Path) -> int:
 
     Exit code 1 if anything is left.
     """
-    from hubtool.release.file import load_release
-    from hubtool.release.status import release_status
-
     found = release_status(open_hub(), load_release(release), console)
     rows = [
         [

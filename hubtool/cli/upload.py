@@ -1,22 +1,22 @@
 """`hubtool upload`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import msgspec
 
 from hubtool import units
+from hubtool.card.documents import Wording
 from hubtool.cli.console import Console
 from hubtool.cli.destination import card_options, confirm, destination_options, dry_run_option, open_hub
 from hubtool.cli.options import FOLDER, examples, with_console, yes_option
+from hubtool.convert.convert import Converted
 from hubtool.errors import UsageError
-
-if TYPE_CHECKING:
-    from hubtool.card.documents import Wording
-    from hubtool.hub.destination import Destination
-    from hubtool.hub.upload import UploadPlan
-    from hubtool.release.folder import Published
+from hubtool.hub.destination import Destination
+from hubtool.hub.upload import UploadPlan
+from hubtool.record import require_record
+from hubtool.release.folder import Manner, Published, plan_folder, publish_folder
 
 
 @click.command(
@@ -40,9 +40,6 @@ def command(
     """
     if to is None:
         raise UsageError("needs --to", remedy="say where to, as --to ORG/NAME")
-    from hubtool.convert.convert import Converted
-    from hubtool.record import require_record
-    from hubtool.release.folder import Manner, plan_folder, publish_folder
 
     record = require_record(folder)
     console.log_to(folder)
